@@ -1,0 +1,76 @@
+-- ack: forget requests that a batch has finished, or end the batch with all that it still owns.
+--
+-- KEYS[1] items     hash  id -> group:nonce:envelope
+-- KEYS[2] batch     list  the claimed entries of this token
+-- KEYS[3] claims    hash  token -> record; bell:id -> token
+-- KEYS[4] own       hash  id -> token:nonce
+-- KEYS[5] leases    zset  token -> expiry (ms)
+-- KEYS[6] attempts  hash  id -> tries:crashes:alone:split:lost
+-- KEYS[7] errors    hash  id -> text of the last error
+-- KEYS[8] done      zset  nonce or token -> expiry (ms)
+-- KEYS[9] stats     hash  counters
+-- ARGV[1]  now_ms     int   empty: the server's time
+-- ARGV[2]  token      text
+-- ARGV[3]  window_ms  int   how long a finished call is remembered
+-- ARGV[4]  window     int   how many finished calls are remembered
+-- ARGV[5+] ids        list  at most 1,000; none: all that the batch still owns, and it ends
+--
+-- Returns {"acked", count}; for a token without a claim, which changes nothing, {"already"} (the
+-- batch ended before) or {"fenced"} (another worker took over). Cost O(ids).
+local items, batch, claims, own, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local attempts, errors, done, stats = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local now_ms, token = ARGV[1], ARGV[2]
+local window_ms, window = tonumber(ARGV[3]), tonumber(ARGV[4])
+local ids = {unpack(ARGV, 5)}
+
+local now = clock(now_ms)
+local record = redis.call('HGET', claims, token)
+local ended = redis.call('ZSCORE', done, token)
+if not record then
+  return {ended and 'already' or 'fenced'}
+end
+local closes = #ids == 0
+if closes then
+  for i, entry in ipairs(redis.call('LRANGE', batch, 0, -1)) do
+    local _, _, id = read_entry(entry)
+    ids[i] = id
+  end
+end
+local owners = call_many('HMGET', own, ids)
+redis.call('HLEN', items)
+redis.call('LLEN', batch)
+redis.call('ZCARD', leases)
+redis.call('HLEN', attempts)
+redis.call('HLEN', errors)
+redis.call('HLEN', stats)
+
+local mine, tombstones = {}, {}
+for i, id in ipairs(ids) do
+  local owner, nonce = string.match(owners[i] or '', '^([^:]*):(.*)$')
+  if owner == token then
+    mine[#mine + 1] = id
+    tombstones[#tombstones + 1] = int(now + window_ms)
+    tombstones[#tombstones + 1] = nonce
+  end
+end
+
+-- Frees first, so that it also works when the server is out of memory.
+call_many('HDEL', items, mine)
+call_many('HDEL', own, mine)
+call_many('HDEL', attempts, mine)
+call_many('HDEL', errors, mine)
+if closes then
+  close_claim(batch, claims, leases, token, read_claim(record).bell)
+  tombstones[#tombstones + 1] = int(now + window_ms)
+  tombstones[#tombstones + 1] = token
+end
+-- Prunes twice what it adds: the tombstones shrink even while they are added to.
+local expired = redis.call('ZRANGEBYSCORE', done, '-inf', int(now), 'LIMIT', 0, #tombstones)
+call_many('ZREM', done, expired)
+call_many('ZADD', done, tombstones)
+local excess = redis.call('ZCARD', done) - window
+if excess > 0 then
+  redis.call('ZREMRANGEBYRANK', done, 0, math.min(excess, #tombstones) - 1)
+end
+redis.call('HINCRBY', stats, 'acked', #mine)
+return {'acked', #mine}

@@ -1,0 +1,175 @@
+-- claim: lease the oldest due requests of one group to one run of a worker.
+--
+-- KEYS[1]  items     hash  id -> group:nonce:envelope
+-- KEYS[2]  pending   list  since_ms:split:id, oldest first
+-- KEYS[3]  batch     list  the claimed entries of this token
+-- KEYS[4]  claims    hash  token -> record; bell:id -> token
+-- KEYS[5]  own       hash  id -> token:nonce
+-- KEYS[6]  leases    zset  token -> expiry (ms)
+-- KEYS[7]  groups    zset  group -> when it next wants attention (ms)
+-- KEYS[8]  bells     hash  group -> outstanding:rung_ms:pause_ms
+-- KEYS[9]  routes    hash  group -> where to ring for it (JSON)
+-- KEYS[10] attempts  hash  id -> tries:crashes:alone:split:lost
+-- KEYS[11] delayed   zset  group:id -> ready (ms)
+-- KEYS[12] eta       zset  group:id -> wall clock (ms)
+-- KEYS[13] stats     hash  counters
+-- ARGV[1]  now_ms       int   empty: the server's time
+-- ARGV[2]  group        text
+-- ARGV[3]  token        text  a fresh nonce of this run
+-- ARGV[4]  bell         text  id of the doorbell that woke the worker, or empty
+-- ARGV[5]  rung_ms      int   when it was rung; 0: as the last of the group
+-- ARGV[6]  flush_every  int
+-- ARGV[7]  interval_ms  int
+-- ARGV[8]  lease_ms     int
+-- ARGV[9]  limit_ms     int   a run may not take longer; 0: no limit
+-- ARGV[10] once         int   1: at most once, a lost run is not repeated
+-- ARGV[11] force        int   1: whatever waits, due or not
+-- ARGV[12] max_bytes    int   of one batch; a larger request goes alone
+--
+-- Returns {"claimed", fence, now_ms, signals, route, (entry, attempts, value)*}, {"busy"} (this
+-- doorbell's run is alive under another token), {"not_due", wait_ms} or {"empty"}. The same token
+-- again gets the same batch. Cost O(flush_every).
+local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local leases, groups, bells, routes = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local attempts, delayed, eta, stats = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local now_ms, group, token, bell, rung_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local flush_every, interval_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
+local lease_ms, limit_ms, once = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
+local force, max_bytes = ARGV[11] == '1', tonumber(ARGV[12])
+
+local now = clock(now_ms)
+local known = redis.call('HGET', claims, token)
+local running = redis.call('HGET', claims, 'bell:' .. bell)
+local route = redis.call('HGET', routes, group) or ''
+local waits_elsewhere = redis.call('ZCARD', delayed) + redis.call('ZCARD', eta) > 0
+local fence = math.max(tonumber(redis.call('HGET', stats, 'fence') or 0) + 1, now)
+local out, last_rung_ms = read_bells(redis.call('HGET', bells, group), now)
+local waiting = redis.call('LLEN', pending)
+redis.call('LLEN', batch)
+redis.call('ZCARD', leases)
+redis.call('ZCARD', groups)
+redis.call('HLEN', own)
+redis.call('HLEN', items)
+redis.call('HLEN', attempts)
+
+local function describe(entries, reply)
+  local ids = {}
+  for i, entry in ipairs(entries) do
+    local _, _, id = read_entry(entry)
+    ids[i] = id
+  end
+  local values, records = call_many('HMGET', items, ids), call_many('HMGET', attempts, ids)
+  for i, entry in ipairs(entries) do
+    reply[#reply + 1] = entry
+    reply[#reply + 1] = records[i] or ''
+    reply[#reply + 1] = values[i] or ''
+  end
+  return reply
+end
+
+if known then
+  local claim = read_claim(known)
+  local reply = {'claimed', claim.fence, int(claim.started_ms), 0, claim.route}
+  return describe(owned_entries(batch, own, token), reply)
+end
+if bell ~= '' and running then
+  local expiry = redis.call('ZSCORE', leases, running)
+  if expiry and tonumber(expiry) > now then
+    return {'busy'}
+  end
+end
+
+-- Answers this doorbell: one fewer is out, and the time it took says when to fear for the next.
+local function answer_bell()
+  if bell == '' then
+    return
+  end
+  local rung = rung_ms > 0 and rung_ms or last_rung_ms
+  local pause_ms = math.min(math.max(2 * (now - rung), MIN_PAUSE_MS), MAX_PAUSE_MS)
+  local record = math.max(out - 1, 0) .. ':' .. int(last_rung_ms) .. ':' .. int(pause_ms)
+  redis.call('HSET', bells, group, record)
+end
+
+-- Takes from the head what is still there and free: one split level, within the limits.
+local taken, values, nonces, level = {}, {}, {}, nil
+local scanned, bytes, cut = 0, 0, false
+local function take(entry, value, owner)
+  local _, split, id = read_entry(entry)
+  if not value or owner or nonces[id] then
+    return true
+  end
+  split = split == FRESH and 0 or tonumber(split) or 0
+  level = level or split
+  cut = #taken > 0 and bytes + #value > max_bytes
+  if cut or split ~= level or #taken >= split_limit(flush_every, level) then
+    return false
+  end
+  bytes = bytes + #value
+  taken[#taken + 1], nonces[id] = entry, read_nonce(value, id)
+  return true
+end
+
+local open = waiting > 0
+while open and scanned < waiting and scanned < flush_every + CHUNK do
+  local entries = redis.call('LRANGE', pending, scanned, scanned + math.min(flush_every, CHUNK) - 1)
+  local ids = {}
+  for i, entry in ipairs(entries) do
+    local _, _, id = read_entry(entry)
+    ids[i] = id
+  end
+  local found, owners = redis.call('HMGET', items, unpack(ids)), redis.call('HMGET', own, unpack(ids))
+  for i, entry in ipairs(entries) do
+    if not take(entry, found[i], owners[i]) then
+      open = false
+      break
+    end
+    scanned = scanned + 1
+  end
+end
+
+local limit = split_limit(flush_every, level or 0)
+local full = #taken >= limit or cut
+local due = full or force or (#taken > 0 and is_due(taken[1], interval_ms, now))
+if #taken == 0 or not due then
+  -- Frees first: what is stale goes, what is not due stays.
+  redis.call('LTRIM', pending, scanned, -1)
+  give_back(pending, taken)
+  answer_bell()
+  arm(pending, groups, bells, group, flush_every, interval_ms, now)
+  if redis.call('LLEN', pending) == 0 then
+    return {'empty'}
+  end
+  local attention = tonumber(redis.call('ZSCORE', groups, group) or now)
+  return {'not_due', int(math.max(attention - now, 0))}
+end
+
+redis.call('LTRIM', pending, scanned, -1)
+if cut then
+  local since_ms, _, id = read_entry(redis.call('LINDEX', pending, 0))
+  redis.call('LSET', pending, 0, write_entry(since_ms, level, id))
+end
+local owners = {}
+for _, entry in ipairs(taken) do
+  local _, _, id = read_entry(entry)
+  owners[#owners + 1] = id
+  owners[#owners + 1] = token .. ':' .. nonces[id]
+end
+local deadline_ms = limit_ms > 0 and now + limit_ms or 0
+local record = table.concat({
+  group, int(fence), int(now), int(lease_ms), int(deadline_ms), once, bell, route,
+}, '|')
+call_many('RPUSH', batch, taken)
+call_many('HSET', own, owners)
+redis.call('HSET', claims, token, record)
+if bell ~= '' then
+  redis.call('HSET', claims, 'bell:' .. bell, token)
+end
+redis.call('ZADD', leases, int(now + lease_ms), token)
+redis.call('HSET', stats, 'fence', int(fence))
+redis.call('HINCRBY', stats, 'claimed', 1)
+answer_bell()
+local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
+if redis.call('LLEN', pending) == 0 and not waits_elsewhere then
+  redis.call('HDEL', routes, group)
+end
+return describe(taken, {'claimed', int(fence), int(now), signals, route})

@@ -1,0 +1,27 @@
+-- extend: keep the lease on a batch.
+--
+-- KEYS[1] claims  hash  token -> record; bell:id -> token
+-- KEYS[2] leases  zset  token -> expiry (ms)
+-- ARGV[1] now_ms    int   empty: the server's time
+-- ARGV[2] token     text
+-- ARGV[3] lease_ms  int
+--
+-- Returns {"extended", expiry_ms}, {"overdue"} past the run's hard deadline, or {"lost"}: the claim
+-- ended or was taken back, and the run must stop. Cost O(log claims).
+local claims, leases = KEYS[1], KEYS[2]
+local now_ms, token, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
+
+local now = clock(now_ms)
+local record = redis.call('HGET', claims, token)
+redis.call('ZCARD', leases)
+if not record then
+  return {'lost'}
+end
+local deadline_ms = read_claim(record).deadline_ms
+if deadline_ms > 0 and now > deadline_ms then
+  return {'overdue'}
+end
+-- Frees first, so that it also works when the server is out of memory.
+redis.call('ZREM', leases, token)
+redis.call('ZADD', leases, int(now + lease_ms), token)
+return {'extended', int(now + lease_ms)}

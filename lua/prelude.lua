@@ -1,0 +1,183 @@
+-- prelude: what several scripts share; the loader puts it in front of each of them.
+
+-- At most this many doorbells of one group are out at a time: each claim that leaves a batch behind
+-- rings for it, so a few keep any number of workers busy, and a backlog does not flood the broker.
+local MAX_BELLS = 16
+-- A doorbell is taken for lost after twice the time that the last one took to be answered.
+local MIN_PAUSE_MS, MAX_PAUSE_MS = 1000, 600000
+-- `unpack` fails between 7,000 and 8,000 values.
+local CHUNK = 1000
+-- The split level of an entry that was never given back.
+local FRESH = '-'
+
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+-- The server's time, or the one that a test injected.
+local function clock(now_ms)
+  if now_ms ~= '' then
+    return tonumber(now_ms)
+  end
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Calls a command with any number of values, a chunk at a time; joins what it returns.
+local function call_many(command, key, values)
+  local joined = {}
+  for first = 1, #values, CHUNK do
+    local last = math.min(first + CHUNK - 1, #values)
+    local reply = redis.call(command, key, unpack(values, first, last))
+    if type(reply) == 'table' then
+      for _, value in ipairs(reply) do
+        joined[#joined + 1] = value
+      end
+    end
+  end
+  return joined
+end
+
+-- An entry of a pending list is since_ms:split:id.
+local function read_entry(entry)
+  local since_ms, split, id = string.match(entry, '^(%d+):([^:]*):(.*)$')
+  return tonumber(since_ms or 0), split or '0', id or ''
+end
+
+local function write_entry(since_ms, split, id)
+  return int(since_ms) .. ':' .. split .. ':' .. id
+end
+
+-- What was given back is due at once, and so is what lies in the future: the clock went back.
+local function is_due(entry, interval_ms, now)
+  local since_ms, split = read_entry(entry)
+  return split ~= FRESH or since_ms > now or since_ms + interval_ms <= now
+end
+
+-- A value of items is group:nonce:envelope; an empty nonce means that the id is the call's own.
+local function read_nonce(value, id)
+  local nonce = string.match(value, '^[^:]*:([^:]*):')
+  return (nonce == nil or nonce == '') and id or nonce
+end
+
+-- A record of bells is outstanding:rung_ms:pause_ms.
+local function read_bells(record, now)
+  local out, rung_ms, pause_ms = string.match(record or '', '^(%d+):(%d+):(%d+)$')
+  rung_ms = math.min(tonumber(rung_ms or now), now)
+  return tonumber(out or 0), rung_ms, tonumber(pause_ms or MIN_PAUSE_MS)
+end
+
+-- After a change of a pending list: counts the batches that can be claimed now, books the doorbells
+-- that the caller must ring for them, and notes when the group next wants attention. Level, not
+-- edge: a lost doorbell is made good by the next script that looks. Returns doorbells to ring.
+local function arm(pending, groups, bells, group, flush_every, interval_ms, now)
+  local waiting = redis.call('LLEN', pending)
+  if waiting == 0 then
+    redis.call('ZREM', groups, group)
+    redis.call('HDEL', bells, group)
+    return 0
+  end
+  local head = redis.call('LINDEX', pending, 0)
+  local out, rung_ms, pause_ms = read_bells(redis.call('HGET', bells, group), now)
+  local claimable = math.floor(waiting / flush_every)
+  if is_due(head, interval_ms, now) then
+    claimable = math.ceil(waiting / flush_every)
+  end
+  if claimable == 0 then
+    redis.call('ZADD', groups, int(read_entry(head) + interval_ms), group)
+    return 0
+  end
+  if out > 0 and rung_ms + pause_ms <= now then
+    out, pause_ms = 0, math.min(pause_ms * 2, MAX_PAUSE_MS)
+  end
+  local signals = math.max(0, math.min(claimable, MAX_BELLS) - out)
+  if signals > 0 then
+    out, rung_ms = out + signals, now
+    redis.call('HSET', bells, group, out .. ':' .. int(rung_ms) .. ':' .. int(pause_ms))
+  end
+  redis.call('ZADD', groups, int(rung_ms + pause_ms), group)
+  return signals
+end
+
+-- Puts entries back near the head of a pending list, merged by age with the oldest that wait there.
+local function give_back(pending, entries)
+  table.sort(entries, function(a, b) return (read_entry(a)) < (read_entry(b)) end)
+  local newest = #entries > 0 and read_entry(entries[#entries]) or 0
+  local older, merged = 0, {}
+  for _, entry in ipairs(redis.call('LRANGE', pending, 0, CHUNK - 1)) do
+    if (read_entry(entry)) > newest then
+      break
+    end
+    older = older + 1
+    merged[older] = entry
+  end
+  redis.call('LTRIM', pending, older, -1)
+  for _, entry in ipairs(entries) do
+    merged[#merged + 1] = entry
+  end
+  table.sort(merged, function(a, b) return (read_entry(a)) < (read_entry(b)) end)
+  local reversed = {}
+  for i = #merged, 1, -1 do
+    reversed[#reversed + 1] = merged[i]
+  end
+  call_many('LPUSH', pending, reversed)
+end
+
+-- A record of attempts is tries:crashes:alone:split:lost.
+local function read_attempts(record)
+  local tries, crashes, alone, split, lost =
+    string.match(record or '', '^(%d+):(%d+):(%d+):(%d+):(%d)$')
+  return tonumber(tries or 0), tonumber(crashes or 0), tonumber(alone or 0), tonumber(split or 0),
+    tonumber(lost or 0)
+end
+
+local function write_attempts(tries, crashes, alone, split, lost)
+  return tries .. ':' .. crashes .. ':' .. alone .. ':' .. split .. ':' .. lost
+end
+
+-- The most requests that one batch of a split level holds.
+local function split_limit(flush_every, split)
+  return math.max(1, math.floor(flush_every / 2 ^ split))
+end
+
+-- The level at which no batch holds more than half of a batch of `size`.
+local function halve(flush_every, split, size)
+  repeat
+    split = split + 1
+    local limit = split_limit(flush_every, split)
+  until limit <= math.max(1, math.floor(size / 2))
+  return split
+end
+
+-- A record of claims is group|fence|started_ms|lease_ms|deadline_ms|at_most_once|bell|route.
+local function read_claim(record)
+  local group, fence, started_ms, lease_ms, deadline_ms, once, bell, route =
+    string.match(record or '', '^([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|(%d)|([^|]*)|(.*)$')
+  return {
+    group = group or '', fence = fence or '0', started_ms = tonumber(started_ms or 0),
+    lease_ms = tonumber(lease_ms or 0), deadline_ms = tonumber(deadline_ms or 0),
+    at_most_once = once == '1', bell = bell or '', route = route or '',
+  }
+end
+
+-- Forgets a claim of which nothing is owned any more.
+local function close_claim(batch, claims, leases, token, bell)
+  redis.call('DEL', batch)
+  redis.call('ZREM', leases, token)
+  redis.call('HDEL', claims, token, 'bell:' .. bell)
+end
+
+-- The entries of a batch whose requests this token still owns.
+local function owned_entries(batch, own, token)
+  local entries, ids, mine = redis.call('LRANGE', batch, 0, -1), {}, {}
+  for i, entry in ipairs(entries) do
+    local _, _, id = read_entry(entry)
+    ids[i] = id
+  end
+  for i, owner in ipairs(call_many('HMGET', own, ids)) do
+    if owner and string.match(owner, '^[^:]*') == token then
+      mine[#mine + 1] = entries[i]
+    end
+  end
+  return mine
+end

@@ -1,0 +1,51 @@
+-- promote: let requests whose delay is over wait with the others.
+--
+-- KEYS[1] items     hash  id -> group:nonce:envelope
+-- KEYS[2] pending   list  since_ms:split:id, oldest first
+-- KEYS[3] groups    zset  group -> when it next wants attention (ms)
+-- KEYS[4] bells     hash  group -> outstanding:rung_ms:pause_ms
+-- KEYS[5] routes    hash  group -> where to ring for it (JSON)
+-- KEYS[6] delayed   zset  group:id -> ready (ms)
+-- KEYS[7] eta       zset  group:id -> wall clock (ms)
+-- KEYS[8] attempts  hash  id -> tries:crashes:alone:split:lost
+-- ARGV[1]  now_ms       int   empty: the server's time
+-- ARGV[2]  group        text
+-- ARGV[3]  flush_every  int
+-- ARGV[4]  interval_ms  int
+-- ARGV[5+] ids          list  at most 500
+--
+-- Returns {"promoted", count, signals, route}. An id that is not due, or that another sweeper was
+-- faster with, is left alone. Cost O(ids log n).
+local items, pending, groups, bells = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local routes, delayed, eta, attempts = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local now_ms, group = ARGV[1], ARGV[2]
+local flush_every, interval_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
+local ids = {unpack(ARGV, 5)}
+
+local now = clock(now_ms)
+local route = redis.call('HGET', routes, group) or ''
+local records = call_many('HMGET', attempts, ids)
+redis.call('HLEN', items)
+redis.call('LLEN', pending)
+redis.call('ZCARD', groups)
+redis.call('HLEN', bells)
+redis.call('ZCARD', delayed)
+redis.call('ZCARD', eta)
+
+-- Frees first, so that it also works when the server is out of memory.
+local function take(key, member)
+  local ready_ms = redis.call('ZSCORE', key, member)
+  return ready_ms and tonumber(ready_ms) <= now and redis.call('ZREM', key, member) == 1
+end
+
+local entries = {}
+for i, id in ipairs(ids) do
+  local member = group .. ':' .. id
+  if take(delayed, member) or take(eta, member) then
+    local _, _, _, level = read_attempts(records[i] or '')
+    entries[#entries + 1] = write_entry(now, level > 0 and level or FRESH, id)
+  end
+end
+call_many('RPUSH', pending, entries)
+local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
+return {'promoted', #entries, signals, route}

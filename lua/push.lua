@@ -1,0 +1,122 @@
+-- push: accept requests of one group, in order, and say how many doorbells to ring for them.
+--
+-- KEYS[1]  items     hash  id -> group:nonce:envelope
+-- KEYS[2]  pending   list  since_ms:split:id, oldest first
+-- KEYS[3]  own       hash  id -> token:nonce
+-- KEYS[4]  groups    zset  group -> when it next wants attention (ms)
+-- KEYS[5]  bells     hash  group -> outstanding:rung_ms:pause_ms
+-- KEYS[6]  routes    hash  group -> where to ring for it (JSON)
+-- KEYS[7]  eta       zset  group:id -> wall clock (ms)
+-- KEYS[8]  dead      zset  group:id -> died (ms)
+-- KEYS[9]  attempts  hash  id -> tries:crashes:alone:split:lost
+-- KEYS[10] errors    hash  id -> text of the last error
+-- KEYS[11] done      zset  nonce or token -> expiry (ms)
+-- KEYS[12] stats     hash  counters
+-- ARGV[1]  now_ms       int   empty: the server's time
+-- ARGV[2]  group        text  a hash of route and batch key
+-- ARGV[3]  route        text  JSON
+-- ARGV[4]  flush_every  int
+-- ARGV[5]  interval_ms  int
+-- ARGV[6]  max_pending  int   requests of the task that may wait
+-- ARGV[7]  caller       text  token of the batch that the call is made from, or empty
+-- ARGV[8+] requests     list  (id, nonce, eta_ms or empty, envelope)*, at most 500
+--
+-- Returns {"pushed", signals, now_ms, status*}, a status per request: "new", "again" (this very
+-- call is stored already), "done" (it ran already), "duplicate" (another call with this id waits or
+-- runs), "full". A call from inside a batch with the id of one of its own requests is its retry.
+-- Cost O(requests).
+local items, pending, own, groups = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local bells, routes, eta, dead = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local attempts, errors, done, stats = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local now_ms, group, route, flush_every = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local interval_ms, max_pending, caller = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local requests = {unpack(ARGV, 8)}
+
+local now = clock(now_ms)
+local ids = {}
+for i = 1, #requests, 4 do
+  ids[#ids + 1] = requests[i]
+end
+
+-- Every key is read by a typed command first: then a key of the wrong type changes nothing.
+local values = redis.call('HMGET', items, unpack(ids))
+local owners = redis.call('HMGET', own, unpack(ids))
+local waiting = redis.call('HLEN', items) - redis.call('ZCARD', dead)
+local routed = redis.call('HEXISTS', routes, group) == 1
+redis.call('LLEN', pending)
+redis.call('ZCARD', groups)
+redis.call('HLEN', bells)
+redis.call('ZCARD', eta)
+redis.call('HLEN', attempts)
+redis.call('HLEN', errors)
+redis.call('ZCARD', done)
+redis.call('HLEN', stats)
+
+local function judge(i, id, nonce, placed)
+  local call = nonce == '' and id or nonce
+  local stored = values[i] or placed[id]
+  if not stored then
+    if redis.call('ZSCORE', done, call) then
+      return 'done'
+    end
+    return waiting < max_pending and 'new' or 'full'
+  end
+  if read_nonce(stored, id) == call then
+    return 'again'
+  end
+  if caller ~= '' and owners[i] and string.match(owners[i], '^[^:]*') == caller then
+    return 'retry'
+  end
+  if redis.call('ZSCORE', dead, string.match(stored, '^[^:]*') .. ':' .. id) then
+    return 'dead'
+  end
+  return 'duplicate'
+end
+
+local statuses, stores, entries, etas = {}, {}, {}, {}
+local placed, forgotten, released, buried, new = {}, {}, {}, {}, 0
+for i, id in ipairs(ids) do
+  local nonce, eta_ms, envelope = requests[4 * i - 2], requests[4 * i - 1], requests[4 * i]
+  local status = judge(i, id, nonce, placed)
+  if status == 'new' or status == 'retry' or status == 'dead' then
+    if status == 'new' then
+      waiting, new = waiting + 1, new + 1
+    else
+      forgotten[#forgotten + 1] = id
+    end
+    if status == 'retry' then
+      released[#released + 1] = id
+    elseif status == 'dead' then
+      buried[#buried + 1] = string.match(values[i], '^[^:]*') .. ':' .. id
+    end
+    placed[id], owners[i] = group .. ':' .. nonce .. ':' .. envelope, false
+    values[i] = placed[id]
+    stores[#stores + 1] = id
+    stores[#stores + 1] = placed[id]
+    if eta_ms ~= '' and tonumber(eta_ms) > now then
+      etas[#etas + 1] = eta_ms
+      etas[#etas + 1] = group .. ':' .. id
+    else
+      entries[#entries + 1] = write_entry(now, FRESH, id)
+    end
+    status = 'new'
+  end
+  statuses[i] = status
+end
+
+-- The first write allocates: a server that is out of memory refuses the call whole.
+call_many('HSET', items, stores)
+call_many('HDEL', own, released)
+call_many('ZREM', dead, buried)
+call_many('HDEL', attempts, forgotten)
+call_many('HDEL', errors, forgotten)
+call_many('RPUSH', pending, entries)
+call_many('ZADD', eta, etas)
+if #stores > 0 and not routed then
+  redis.call('HSET', routes, group, route)
+end
+if new > 0 then
+  redis.call('HINCRBY', stats, 'pushed', new)
+end
+local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
+return {'pushed', signals, int(now), unpack(statuses)}

@@ -1,0 +1,120 @@
+-- sweep: name what is overdue, and book one doorbell for each group that nobody rang for.
+--
+-- KEYS[1] groups   zset  group -> when it next wants attention (ms)
+-- KEYS[2] bells    hash  group -> outstanding:rung_ms:pause_ms
+-- KEYS[3] routes   hash  group -> where to ring for it (JSON)
+-- KEYS[4] leases   zset  token -> expiry (ms)
+-- KEYS[5] claims   hash  token -> record; bell:id -> token
+-- KEYS[6] delayed  zset  group:id -> ready (ms)
+-- KEYS[7] eta      zset  group:id -> wall clock (ms)
+-- KEYS[8] done     zset  nonce or token -> expiry (ms)
+-- KEYS[9] stats    hash  counters
+-- ARGV[1] now_ms       int   empty: the server's time
+-- ARGV[2] sweeper      text  who sweeps; empty: sweeps whoever leads
+-- ARGV[3] fresh_ms     int   another sweeper leads while its last sweep is younger
+-- ARGV[4] interval_ms  int   the longest wait that a sound record can show, but for its own pause
+-- ARGV[5] longest_ms   int   the longest delay of a retry
+-- ARGV[6] greet        int   1: a worker has just started; ring again for what nobody answered
+-- ARGV[7] limit        int   names of each kind
+--
+-- Returns {"swept", wait_ms or -1, {(group, route)*}, {(token, group)*}, {ready group:id*}}, where
+-- wait_ms is the time until something else wants attention; or {"follower"}. Cost O(limit log n).
+local groups, bells, routes, leases, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local delayed, eta, done, stats = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local now_ms, sweeper, fresh_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local interval_ms, longest_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
+local greet, limit = ARGV[6] == '1', tonumber(ARGV[7])
+
+local now = clock(now_ms)
+local leader = redis.call('HGET', stats, 'leader')
+local swept_ms = tonumber(redis.call('HGET', stats, 'swept_ms') or 0)
+redis.call('HLEN', bells)
+redis.call('HLEN', routes)
+redis.call('HLEN', claims)
+redis.call('ZCARD', groups)
+redis.call('ZCARD', leases)
+redis.call('ZCARD', delayed)
+redis.call('ZCARD', eta)
+redis.call('ZCARD', done)
+local age_ms = now - swept_ms
+local led = leader and leader ~= sweeper and age_ms >= 0 and age_ms < fresh_ms
+if sweeper ~= '' and led and not greet then
+  return {'follower'}
+end
+
+local function overdue(key)
+  return redis.call('ZRANGEBYSCORE', key, '-inf', int(now), 'LIMIT', 0, limit)
+end
+
+-- What lies further ahead than its record allows was written before the clock went back.
+local function clamp(key, allowed_ms)
+  local farthest = redis.call('ZREVRANGE', key, 0, limit - 1, 'WITHSCORES')
+  for i = 1, #farthest, 2 do
+    local bound = now + allowed_ms(farthest[i])
+    if tonumber(farthest[i + 1]) <= bound then
+      return
+    end
+    redis.call('ZADD', key, int(bound), farthest[i])
+  end
+end
+
+clamp(groups, function(group)
+  local _, _, pause_ms = read_bells(redis.call('HGET', bells, group), now)
+  return math.max(interval_ms, pause_ms)
+end)
+clamp(leases, function(token)
+  return read_claim(redis.call('HGET', claims, token)).lease_ms
+end)
+clamp(delayed, function() return longest_ms end)
+
+if greet then
+  for _, group in ipairs(redis.call('ZRANGE', groups, 0, limit - 1)) do
+    local out = read_bells(redis.call('HGET', bells, group), now)
+    if out > 0 then
+      redis.call('HDEL', bells, group)
+      redis.call('ZADD', groups, int(now), group)
+    end
+  end
+end
+
+local due = {}
+for _, group in ipairs(overdue(groups)) do
+  local out, rung_ms, pause_ms = read_bells(redis.call('HGET', bells, group), now)
+  if out == 0 or rung_ms + pause_ms <= now then
+    if out > 0 then
+      pause_ms = math.min(2 * pause_ms, MAX_PAUSE_MS)
+    end
+    redis.call('HSET', bells, group, '1:' .. int(now) .. ':' .. int(pause_ms))
+    redis.call('ZADD', groups, int(now + pause_ms), group)
+    due[#due + 1] = group
+    due[#due + 1] = redis.call('HGET', routes, group) or ''
+  else
+    redis.call('ZADD', groups, int(rung_ms + pause_ms), group)
+  end
+end
+
+local expired = {}
+for _, token in ipairs(overdue(leases)) do
+  expired[#expired + 1] = token
+  expired[#expired + 1] = read_claim(redis.call('HGET', claims, token)).group
+end
+
+local ready = overdue(delayed)
+for _, member in ipairs(overdue(eta)) do
+  ready[#ready + 1] = member
+end
+
+call_many('ZREM', done, overdue(done))
+if sweeper ~= '' and not led then
+  redis.call('HSET', stats, 'leader', sweeper, 'swept_ms', int(now))
+end
+
+local wait_ms = -1
+for _, key in ipairs({groups, leases, delayed, eta}) do
+  local score = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
+  if score then
+    local ahead_ms = math.max(tonumber(score) - now, 0)
+    wait_ms = wait_ms < 0 and ahead_ms or math.min(wait_ms, ahead_ms)
+  end
+end
+return {'swept', int(wait_ms), due, expired, ready}

@@ -1,0 +1,30 @@
+"""Batches of Celery task calls, accumulated in Redis."""
+
+from redis_batches.errors import (
+    BacklogFull,
+    BatchesError,
+    DuplicateTaskId,
+    InvalidTaskId,
+    LeaseLost,
+    OptionError,
+    OutOfMemory,
+    PayloadTooLarge,
+    StoreError,
+)
+from redis_batches.request import SimpleRequest
+from redis_batches.task import Batches, batched_task
+
+__all__ = [
+    "BacklogFull",
+    "BatchesError",
+    "Batches",
+    "DuplicateTaskId",
+    "InvalidTaskId",
+    "LeaseLost",
+    "OptionError",
+    "OutOfMemory",
+    "PayloadTooLarge",
+    "SimpleRequest",
+    "StoreError",
+    "batched_task",
+]

@@ -1,0 +1,246 @@
+"""A running batch: one outcome per request, told at once, settled at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Retry
+from celery.utils.log import get_task_logger
+from kombu.exceptions import EncodeError
+
+from redis_batches import completion
+from redis_batches.config import HEARTBEATS_PER_LEASE
+from redis_batches.errors import LeaseLost, ResultCountError, ResultKeyError, ResultTypeError
+from redis_batches.model import Outcome, Verb
+from redis_batches.request import SimpleRequest
+from redis_batches.store import Lease
+
+if TYPE_CHECKING:
+    from redis_batches.task import Batches
+
+logger = get_task_logger(__name__)
+
+#: Batches that run in this process, by the ids of their requests: whoever names a request, in
+#: whatever thread, finds the batch that it is in.
+running: dict[str, Batch] = {}
+
+
+class Batch:
+    """The requests of one call of a batch function.
+
+    Attributes:
+        task: The batch task.
+        requests: The calls, oldest first.
+        token: Names this run of the batch; fresh at each run.
+        fence: A number larger than that of every earlier run of the task, for writes that must
+            not be undone by a late run; see Kleppmann, "How to do distributed locking" (2016).
+        attempt: The highest attempt of its requests; 1 is the first.
+    """
+
+    def __init__(self, task: Batches, requests: Sequence[SimpleRequest], lease: Lease | None) -> None:
+        self.task = task
+        self.requests = list(requests)
+        self.lease = lease
+        self.token = lease.token if lease else ""
+        self.fence = lease.fence if lease else 0
+        self.attempt = max((request.attempt for request in requests), default=1)
+        self.values: dict[str, Any] = {}
+        self._confirmed = monotonic()
+        self._open = {request.id: request for request in requests}
+        self._finished: list[str] = []
+        self._given_back: list[Outcome] = []
+        self._ending = False
+        for request in self.requests:
+            request.batch = self
+
+    @property
+    def lost(self) -> bool:
+        """Whether another worker took the batch over: whatever this run does is in vain."""
+        return self.lease is not None and self.lease.lost
+
+    @property
+    def undecided(self) -> list[SimpleRequest]:
+        """The requests that have no outcome yet."""
+        return list(self._open.values())
+
+    @property
+    def given_back(self) -> Sequence[Outcome]:
+        """What is to run again, or was given up."""
+        return self._given_back
+
+    def admit(self, request: SimpleRequest) -> None:
+        """Adds a claimed request that the function shall not see."""
+        self._open[request.id] = request
+
+    def find(self, task_id: str) -> SimpleRequest | None:
+        """Returns the undecided request with an id."""
+        return self._open.get(task_id)
+
+    def succeed(self, request: SimpleRequest, value: Any, *, store: bool = True) -> None:
+        """Settles one request with a result; one that cannot be serialized fails it."""
+        if self._take(request):
+            self.values[request.id] = value
+            if self.lease is not None:
+                self._tell(request, lambda: self._tell_success(request, value, store))
+
+    def fail(self, request: SimpleRequest, exc: BaseException) -> None:
+        """Settles one request with an exception."""
+        if self._take(request):
+            self.values[request.id] = exc
+            if self.lease is not None:
+                self._tell(request, lambda: completion.tell_failure(self.task, request, exc))
+
+    def bury(self, request: SimpleRequest, exc: BaseException) -> None:
+        """Fails one request, and keeps it as a dead letter for an operator."""
+        if self._take(request):
+            self._confirm()
+            completion.tell_failure(self.task, request, exc)
+            self._given_back.append(Outcome(request.id, Verb.DEAD, error=repr(exc)))
+
+    def put_back(self, request: SimpleRequest, delay_ms: int = 0) -> None:
+        """Lets one request wait again, as if it had not been claimed."""
+        if self._take(request):
+            self._given_back.append(Outcome(request.id, Verb.PUT_BACK, delay_ms))
+
+    def retry(
+        self,
+        request: SimpleRequest,
+        *,
+        countdown: float | None = None,
+        exc: BaseException | None = None,
+        max_retries: int | None = None,
+    ) -> bool:
+        """Lets one request run again later; one that has no tries left fails.
+
+        Returns:
+            Whether it will run again.
+        """
+        if request.id not in self._open:
+            return False
+        limit = self.task.max_retries if max_retries is None else max_retries
+        if limit is not None and request.retries >= limit:
+            self.fail(request, exc or self.task.MaxRetriesExceededError(
+                f"Can't retry {self.task.name}[{request.id}] after {request.retries} retries",
+                task_args=request.args, task_kwargs=request.kwargs,
+            ))
+            return False
+        del self._open[request.id]
+        seconds = self.task.default_retry_delay if countdown is None else countdown
+        reason = Retry(exc=exc, when=seconds)
+        self.values[request.id] = reason
+        if self.lease is not None:
+            completion.tell_retry(self.task, request, reason)
+            delay_ms = max(round(seconds * 1000), 0)
+            self._given_back.append(
+                Outcome(request.id, Verb.RETRY, delay_ms, repr(exc) if exc else "")
+            )
+        return True
+
+    def requeued(self, task_id: str) -> None:
+        """Notes that the function called the task again with the id of one of its requests."""
+        self._open.pop(task_id, None)
+
+    def take_returned(self, returned: Any) -> None:
+        """Settles what is undecided by what the function returned.
+
+        Args:
+            returned: None; a list or tuple with a result per request, in order; or a mapping of
+                request id to result. An exception in the place of a result fails its request.
+
+        Raises:
+            ResultCountError: A list has another length than the batch.
+            ResultKeyError: A mapping has a key that is no request's id.
+            ResultTypeError: It is something else.
+        """
+        self._ending = True
+        ids = [request.id for request in self.requests]
+        if returned is None:
+            results: Mapping[str, Any] = {}
+        elif isinstance(returned, (list, tuple)):
+            if len(returned) != len(ids):
+                raise ResultCountError(self.task.name, len(returned), len(ids))
+            results = dict(zip(ids, returned, strict=True))
+        elif isinstance(returned, Mapping):
+            if unknown := [key for key in returned if key not in set(ids)]:
+                raise ResultKeyError(self.task.name, unknown[0])
+            results = returned
+        else:
+            raise ResultTypeError(self.task.name, returned)
+        for request in self.undecided:
+            result = results.get(request.id)
+            if isinstance(result, BaseException):
+                self.fail_or_retry(request, result)
+            else:
+                self.succeed(request, result)
+
+    def fail_or_retry(self, request: SimpleRequest, exc: BaseException) -> bool:
+        """Retries one request if the task's `autoretry_for` covers the exception, else fails it.
+
+        Returns:
+            Whether it will run again.
+        """
+        plan = self.task.autoretry_plan(exc, request.retries)
+        if plan is None:
+            self.fail(request, exc)
+            return False
+        return self.retry(request, exc=exc, **plan)
+
+    def take_raised(self, exc: BaseException) -> bool:
+        """Settles what is undecided by what the function raised.
+
+        Returns:
+            Whether any of it will run again.
+        """
+        self._ending = True
+        return any([self.fail_or_retry(request, exc) for request in self.undecided])
+
+    def flush(self) -> None:
+        """Tells Redis what is finished so far, so that a crash does not run it again."""
+        if self.lease is not None and self._finished:
+            finished, self._finished = self._finished, []
+            self.lease.ack(finished)
+
+    def close(self) -> None:
+        """Cuts its requests off: whoever kept one can no longer settle it."""
+        for request in self.requests:
+            request.batch = None
+
+    def _take(self, request: SimpleRequest) -> bool:
+        if self._open.pop(request.id, None) is not None:
+            return True
+        logger.warning("%s[%s] has an outcome already: a second one is ignored", request.name,
+                       request.id)
+        return False
+
+    def _tell(self, request: SimpleRequest, tell: Callable[[], bool]) -> None:
+        """Tells an outcome, and makes sure that no second run can tell another one."""
+        self._confirm()
+        stored = tell()
+        self._finished.append(request.id)
+        if not stored and not self._ending:
+            self.flush()
+
+    def _tell_success(self, request: SimpleRequest, value: Any, store: bool) -> bool:
+        try:
+            return completion.tell_success(self.task, request, value, store=store)
+        except EncodeError as exc:
+            logger.error("%s[%s] has a result that cannot be stored: %r", request.name, request.id,
+                         exc)
+            return completion.tell_failure(self.task, request, exc)
+
+    def _confirm(self) -> None:
+        """Raises LeaseLost unless this run holds its requests for long enough to tell of one."""
+        lease = self.lease
+        if lease is None:
+            return
+        if not lease.lost and monotonic() - self._confirmed > self.task.lease / HEARTBEATS_PER_LEASE:
+            lease.extend()
+            self._confirmed = monotonic()
+        if lease.lost:
+            raise LeaseLost(
+                f"the lease on batch {self.token} of {self.task.name} ended while its function ran:"
+                " another worker runs its requests, and nothing of this run counts"
+            )
+

@@ -1,0 +1,140 @@
+"""Tells a call's outcome to whoever waits for it, in the order in which Celery does.
+
+First what is linked to it or follows in its chain, then the stored result, which also counts its
+part of a chord: see `celery.app.trace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from traceback import format_exception
+from typing import TYPE_CHECKING, Any
+
+from celery import group, signature, states
+from celery._state import _task_stack
+from celery.app.task import Context
+from celery.backends.base import DisabledBackend
+from celery.exceptions import Retry
+from celery.utils.log import get_task_logger
+from celery.utils.serialization import get_pickleable_exception
+
+from redis_batches.request import SimpleRequest
+
+if TYPE_CHECKING:
+    from redis_batches.task import Batches
+
+logger = get_task_logger(__name__)
+
+
+def tell_success(task: Batches, request: SimpleRequest, value: Any, *, store: bool) -> bool:
+    """Calls links, goes on with the chain, and stores the result.
+
+    Args:
+        task: The batch task.
+        request: The call.
+        value: Its result.
+        store: Whether the value is stored, if the call does not ignore its result.
+
+    Returns:
+        Whether a state was stored that a second run could find.
+    """
+    store = store and not ignored(task, request)
+    if not store and not request.embed:
+        return False
+    context = request.context
+    with _current(task, context):
+        if context.callbacks or context.chain:
+            _go_on(task, context, value)
+        task.backend.mark_as_done(request.id, value, context, store)
+    return store
+
+
+def tell_failure(task: Batches, request: SimpleRequest, exc: BaseException) -> bool:
+    """Stores a failure, fails the rest of the chain and the chord, and calls errbacks.
+
+    Returns:
+        Whether a state was stored that a second run could find.
+    """
+    store = not ignored(task, request) or task.store_errors_even_if_ignored
+    with _current(task, request.context):
+        task.backend.mark_as_failure(
+            request.id,
+            get_pickleable_exception(exc),
+            traceback_of(exc),
+            request=request.context,
+            store_result=store,
+        )
+    return bool(store)
+
+
+def tell_retry(task: Batches, request: SimpleRequest, reason: Retry) -> None:
+    """Stores that the call will be retried, and why."""
+    if not ignored(task, request):
+        cause = reason.exc if isinstance(reason.exc, BaseException) else reason
+        task.backend.mark_as_retry(
+            request.id, get_pickleable_exception(cause), traceback_of(cause), request=request.context
+        )
+
+
+def tell_started(task: Batches, request: SimpleRequest) -> None:
+    """Stores that the call runs, if the task has `track_started`."""
+    if task.track_started and not ignored(task, request):
+        task.backend.store_result(
+            request.id, {"hostname": request.hostname}, states.STARTED, request=request.context
+        )
+
+
+def is_settled(task: Batches, request: SimpleRequest) -> bool:
+    """Whether an earlier run of the call stored its final state."""
+    if ignored(task, request):
+        return False
+    return task.backend.get_state(request.id) in states.READY_STATES
+
+
+def ignored(task: Batches, request: SimpleRequest) -> bool:
+    """Whether the result of a call is stored nowhere."""
+    if isinstance(task.backend, DisabledBackend):
+        return True
+    return bool(task.ignore_result if request.ignore_result is None else request.ignore_result)
+
+
+def traceback_of(exc: BaseException) -> str | None:
+    """Returns the text of an exception's traceback, if it was raised."""
+    return "".join(format_exception(exc)) if exc.__traceback__ else None
+
+
+def _go_on(task: Batches, context: Context, value: Any) -> None:
+    """Sends what is linked, then the next step of the chain, with a result."""
+    app = task.app
+    publish = getattr(app.amqp, "_retry_publish", lambda fun, *a, **kw: fun(*a, **kw))
+    inherited = app.conf.task_inherit_parent_priority
+    options = {
+        "parent_id": context.id,
+        "root_id": context.root_id or context.id,
+        "priority": (context.delivery_info or {}).get("priority") if inherited else None,
+    }
+    links = [signature(link, app=app) for link in context.callbacks or ()]
+    plain = [link for link in links if not isinstance(link, group)]
+    for link in links:
+        if isinstance(link, group):
+            publish(link.apply_async, (value,), **options)
+    if len(plain) == 1:
+        publish(plain[0].apply_async, (value,), **options)
+    elif plain:
+        publish(group(plain, app=app).apply_async, (value,), **options)
+    if context.chain:
+        following = signature(context.chain[-1], app=app)
+        publish(following.apply_async, (value,), chain=context.chain[:-1], **options)
+
+
+@contextmanager
+def _current(task: Batches, context: Context) -> Iterator[None]:
+    """Makes a call the current request, so that what it sends becomes its child."""
+    _task_stack.push(task)
+    task.request_stack.push(context)
+    try:
+        yield
+    finally:
+        task.request_stack.pop()
+        _task_stack.pop()

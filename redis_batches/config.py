@@ -1,0 +1,139 @@
+"""Options of a batch task and settings of an app, validated once."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+from redis_batches.errors import InvalidTaskId, OptionError
+from redis_batches.model import Trigger
+
+MAX_FLUSH_EVERY = 10_000
+MAX_FLUSH_INTERVAL = 7 * 24 * 3600
+#: Below this many ms a sweep could not keep up: whatever waits is due at once.
+MIN_INTERVAL_MS = 20
+#: A lease outlives this many missed heartbeats.
+HEARTBEATS_PER_LEASE = 3
+#: How long and how many finished calls are remembered, so that one sent twice runs once.
+DEDUPLICATION_WINDOW_MS = 120_000
+DEDUPLICATION_CALLS = 100_000
+#: The longest delay of a retry.
+MAX_DELAY_MS = MAX_FLUSH_INTERVAL * 1000
+
+_TASK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_NAME = re.compile(r"[^\x00-\x1f\x7f]+")
+
+
+def check_task_id(task_id: object) -> str:
+    """Returns a task id that Redis can hold, or raises InvalidTaskId."""
+    if isinstance(task_id, str) and _TASK_ID.fullmatch(task_id):
+        return task_id
+    raise InvalidTaskId(task_id)
+
+
+def check_name(what: str, name: object) -> str:
+    """Returns a name without control characters, or raises OptionError."""
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        return name
+    raise OptionError(what, name, "a text that is not empty and has no control characters")
+
+
+@lru_cache(maxsize=1024, typed=True)
+def make_trigger(flush_every: object, flush_interval: object) -> Trigger:
+    """Returns the trigger of a task's two options.
+
+    Args:
+        flush_every: Requests, 1 to 10,000.
+        flush_interval: Seconds, 0 to 7 days; below 20 ms whatever waits is due at once.
+
+    Raises:
+        OptionError: One of them is not allowed.
+    """
+    if type(flush_every) is not int or not 1 <= flush_every <= MAX_FLUSH_EVERY:
+        raise OptionError("flush_every", flush_every, f"an int from 1 to {MAX_FLUSH_EVERY:,}")
+    seconds = _seconds("flush_interval", flush_interval, MAX_FLUSH_INTERVAL, zero=True)
+    interval_ms = round(seconds * 1000)
+    return Trigger(flush_every, interval_ms if interval_ms >= MIN_INTERVAL_MS else 0)
+
+
+def check_function(fun: Callable[..., Any], *, bound: bool) -> None:
+    """Raises OptionError unless a function can be called with one positional argument.
+
+    Args:
+        fun: The batch function.
+        bound: Whether Celery will pass the task in front (`bind=True`).
+    """
+    probe = (object(),) * (2 if bound else 1)
+    try:
+        inspect.signature(fun).bind(*probe)
+    except TypeError as exc:
+        wanted = "self and requests" if bound else "one positional argument, the list of requests"
+        raise OptionError("the batch function", fun, f"a function that takes {wanted}") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of an app, each under its Celery name `redis_batches_<field>`.
+
+    Attributes:
+        url: The server in which requests wait; None: the broker or result backend, if it is Redis.
+        namespace: Keeps apps that share a server apart.
+        lease: Seconds after which the batch of a silent worker is taken back.
+        sweep_interval: Seconds between two looks of a sweeper, at most.
+        worker_sweeper: Whether each worker sweeps, too.
+        sweep_queue: The queue of beat's sweep task; None: that of the first batch task.
+        max_payload: Bytes of one encoded call.
+        max_pending: Requests of one task that may wait.
+        max_dead: Dead letters of one task; then the oldest goes.
+        flush_bytes: Bytes of one batch; a larger request goes alone.
+        timeout: Seconds for one connection and each reply of Redis.
+        retries: How often a lost command is sent again.
+    """
+
+    url: str | None = None
+    namespace: str = "celery"
+    lease: float = 30.0
+    sweep_interval: float = 1.0
+    worker_sweeper: bool = True
+    sweep_queue: str | None = None
+    max_payload: int = 1_000_000
+    max_pending: int = 1_000_000
+    max_dead: int = 10_000
+    flush_bytes: int = 16_000_000
+    timeout: float = 5.0
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        """Raises OptionError for a value that is not allowed."""
+        check_name("redis_batches_namespace", self.namespace)
+        for name in ("lease", "sweep_interval", "timeout"):
+            _seconds(f"redis_batches_{name}", getattr(self, name), 24 * 3600)
+        for name in ("max_payload", "max_pending", "max_dead", "flush_bytes", "retries"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise OptionError(f"redis_batches_{name}", value, "an int that is not negative")
+        if self.lease < HEARTBEATS_PER_LEASE * 0.1:
+            raise OptionError(
+                "redis_batches_lease",
+                self.lease,
+                f"at least {HEARTBEATS_PER_LEASE * 0.1} s: {HEARTBEATS_PER_LEASE} heartbeats",
+            )
+
+    @classmethod
+    def read(cls, conf: Mapping[str, Any]) -> Settings:
+        """Returns the settings of a Celery configuration."""
+        found = {field.name: conf.get(f"redis_batches_{field.name}") for field in fields(cls)}
+        return cls(**{name: value for name, value in found.items() if value is not None})
+
+
+def _seconds(what: str, value: object, most: float, *, zero: bool = False) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and math.isfinite(value) and 0 <= value <= most and (zero or value > 0):  # type: ignore[arg-type,operator]
+        return float(value)  # type: ignore[arg-type]
+    low = "0" if zero else "above 0"
+    raise OptionError(what, value, f"a number of seconds, {low} to {most:,}")

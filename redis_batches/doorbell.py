@@ -1,0 +1,100 @@
+"""Doorbells: messages without a payload that send some worker to claim a batch.
+
+A doorbell is a message of the user's own task with a marker header. So everything that Celery looks
+up by a task's name holds for it: queue, acks_late, time limits, rate limit, annotations, signals.
+"""
+
+from __future__ import annotations
+
+import json
+from hashlib import blake2b
+from typing import Any
+from uuid import uuid4
+
+from celery import Celery
+from celery.utils.log import get_task_logger
+from kombu import Exchange, Queue
+
+from redis_batches.model import Bells
+
+logger = get_task_logger(__name__)
+
+MARKER = "redis_batches"
+ERRBACK = "redis_batches.on_batch_lost"
+
+
+def new_token(hostname: str) -> str:
+    """Returns a token for a run on a worker; `is_token_of` tells whose it is."""
+    return f"{_node(hostname)}-{uuid4().hex}"
+
+
+def is_token_of(token: str, hostname: str) -> bool:
+    """Tells whether a run with this token is one of that worker's."""
+    return token.partition("-")[0] == _node(hostname)
+
+
+def _node(hostname: str) -> str:
+    return blake2b(str(hostname).encode(), digest_size=6).hexdigest()
+
+
+def ring(
+    app: Celery,
+    task: str,
+    bells: Bells,
+    *,
+    priority: int | None = None,
+    producer: Any = None,
+    force: bool = False,
+) -> None:
+    """Publishes doorbells; a broker that is down is logged, because a sweep rings again.
+
+    Args:
+        app: The app whose broker is used.
+        task: The name of the batch task.
+        bells: For which group, where, and how many.
+        priority: The message priority of the call that caused it.
+        producer: A kombu producer to publish with, or None for one of the app's pool.
+        force: Whether what waits is claimed though it is not due.
+    """
+    if not bells.count:
+        return
+    try:
+        with app.producer_or_acquire(producer) as channel:
+            for _ in range(bells.count):
+                _publish(app, channel, task, bells, priority, force)
+    except Exception as exc:
+        logger.warning("cannot ring for %s, the next sweep will: %r", task, exc)
+
+
+def _publish(
+    app: Celery, producer: Any, task: str, bells: Bells, priority: int | None, force: bool
+) -> None:
+    errback = app.signature(ERRBACK, immutable=False)
+    message = app.amqp.create_task_message(
+        str(uuid4()), task, (), {}, ignore_result=True, errbacks=[errback]
+    )
+    headers = {MARKER: {"group": bells.group, "rung_ms": bells.rung_ms, "force": force}}
+    route = json.loads(bells.route) if bells.route else {}
+    producer.publish(
+        message.body,
+        exchange=route.get("exchange", ""),
+        routing_key=route.get("routing_key", app.conf.task_default_queue),
+        declare=_declare(app, route),
+        headers={**message.headers, **headers},
+        serializer=app.conf.task_serializer,
+        delivery_mode=app.conf.task_default_delivery_mode,
+        priority=priority,
+        retry=False,
+        **message.properties,
+    )
+
+
+def _declare(app: Celery, route: dict[str, Any]) -> list[Queue]:
+    """Returns the queue to declare first, so that a doorbell of a producer alone is not lost."""
+    name = route.get("queue")
+    if not name:
+        return []
+    if name in app.amqp.queues:
+        return [app.amqp.queues[name]]
+    exchange = Exchange(route.get("exchange") or name, route.get("exchange_type", "direct"))
+    return [Queue(name, exchange, route.get("routing_key"))]

@@ -1,0 +1,138 @@
+"""Every error of this package, under one base; the docstring of each says when it is raised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kombu.exceptions import OperationalError
+
+
+class BatchesError(Exception):
+    """The base of every error that redis_batches raises on its own."""
+
+
+class ServerNotFound(BatchesError):
+    """No Redis or Valkey executable could be found for an embedded server."""
+
+
+class UnsupportedServer(BatchesError):
+    """The server is too old, or is set up in a way that would lose what waits in it."""
+
+
+class StoreError(BatchesError, OperationalError):
+    """Redis could not be reached or refused a command; nothing of the call was stored.
+
+    It is also a `kombu.exceptions.OperationalError`, the error that Celery's own `delay()`
+    raises when its broker is down, so that one `except` covers both.
+    """
+
+
+class OutOfMemory(StoreError):
+    """Redis is at its `maxmemory` and refuses what needs more: raise it, or drain the backlog."""
+
+
+class ScriptReplyError(BatchesError):
+    """A script answered in a shape that no script of this version has."""
+
+
+class OptionError(BatchesError, ValueError):
+    """An option of a task or a setting has a value that is not allowed."""
+
+    def __init__(self, option: str, value: object, allowed: str) -> None:
+        super().__init__(f"{option} is {value!r}, but must be {allowed}")
+
+
+class RequestError(BatchesError, ValueError):
+    """A call cannot become a request; nothing was stored."""
+
+
+class PayloadTooLarge(RequestError):
+    """The encoded call is larger than `redis_batches_max_payload` allows.
+
+    Attributes:
+        size: Bytes of the encoded call.
+        limit: Bytes allowed.
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(
+            f"the call takes {size:,} bytes, and redis_batches_max_payload allows {limit:,}: "
+            "pass a reference (a key, a path, an id) instead of the data"
+        )
+        self.size = size
+        self.limit = limit
+
+
+class InvalidTaskId(RequestError):
+    """A `task_id` holds characters that a request's id may not have, or is too long."""
+
+    def __init__(self, task_id: object) -> None:
+        super().__init__(
+            f"task_id {task_id!r} is not usable: 1 to 128 characters of A-Z a-z 0-9 _ . : - "
+            "are allowed"
+        )
+
+
+class DuplicateTaskId(RequestError):
+    """A request with this `task_id` is already waiting or running; that one is kept."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(
+            f"a request with task_id {task_id!r} is already waiting or running; it was kept, "
+            "and this call was not stored"
+        )
+        self.task_id = task_id
+
+
+class BacklogFull(BatchesError):
+    """As many requests of the task wait as `redis_batches_max_pending` allows.
+
+    Attributes:
+        refused: Ids of the requests that were not stored, in the order of the calls.
+    """
+
+    def __init__(self, task: str, limit: int, refused: Sequence[str]) -> None:
+        super().__init__(
+            f"{task} has {limit:,} requests waiting, as many as redis_batches_max_pending "
+            f"allows; {len(refused)} of this call not stored: add workers, or raise the limit"
+        )
+        self.refused = tuple(refused)
+
+
+class LeaseLost(BatchesError):
+    """The lease on a batch ended while its function still ran, so another worker may run it.
+
+    Whatever the late run does to its requests changes nothing. Heartbeats keep a lease alive;
+    they stop when the process was paused or cut off from Redis for longer than
+    `redis_batches_lease`.
+    """
+
+
+class ResultCountError(BatchesError, ValueError):
+    """A batch function returned a list that does not have one element per request."""
+
+    def __init__(self, task: str, returned: int, requests: int) -> None:
+        super().__init__(
+            f"{task} returned a list of {returned} results for a batch of {requests} requests: "
+            "return one per request in their order, a dict by request id, or None"
+        )
+
+
+class ResultKeyError(BatchesError, ValueError):
+    """A batch function returned a dict with a key that is not the id of one of its requests."""
+
+    def __init__(self, task: str, key: object) -> None:
+        super().__init__(
+            f"{task} returned a dict with the key {key!r}, which is no request's id: use request.id "
+            "as key, or return None and settle with request.succeed(value)"
+        )
+
+
+class ResultTypeError(BatchesError, TypeError):
+    """A batch function returned something that does not say a result for each request."""
+
+    def __init__(self, task: str, returned: object) -> None:
+        super().__init__(
+            f"{task} returned {type(returned).__name__}: return a list with a result per request in "
+            "their order, a dict by request id, or None"
+        )

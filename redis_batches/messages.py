@@ -1,0 +1,126 @@
+"""Celery's messages as envelopes and back.
+
+A whole message of protocol 2 is about 1 KB, most of it the same in every call. An envelope keeps
+what differs from what `defaults` derives from the task's name, the id and the arguments.
+
+See https://docs.celeryq.dev/en/stable/internals/protocol.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from celery.app.task import Context
+from celery.utils.saferepr import saferepr
+
+from redis_batches.codec import Envelope
+
+#: Message properties that an envelope keeps among its headers.
+REPLY_TO = "reply_to"
+PRIORITY = "priority"
+_NO_EMBED: dict[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+_REPRS = ("argsrepr", "kwargsrepr")
+
+
+def defaults(task: str, task_id: str) -> dict[str, Any]:
+    """Returns the headers of a plain call, but for the two reprs."""
+    return {
+        "lang": "py",
+        "task": task,
+        "id": task_id,
+        "shadow": None,
+        "eta": None,
+        "expires": None,
+        "group": None,
+        "group_index": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "root_id": task_id,
+        "parent_id": None,
+        "origin": "",
+        "ignore_result": False,
+        "replaced_task_nesting": 0,
+        "stamped_headers": None,
+        "stamps": {},
+    }
+
+
+def pack(
+    task: str,
+    headers: Mapping[str, Any],
+    body: tuple[Any, Any, Any],
+    *,
+    keep_reprs: bool,
+    reply_to: str | None,
+    priority: int | None,
+) -> Envelope:
+    """Returns the envelope of a message.
+
+    Args:
+        task: Name of the task.
+        headers: As of protocol 2.
+        body: (args, kwargs, embed).
+        keep_reprs: Whether the caller chose `argsrepr` or `kwargsrepr`.
+        reply_to: The message's property, if somebody listens there.
+        priority: The message's property.
+    """
+    derived = defaults(task, headers["id"])
+    kept = {
+        name: value
+        for name, value in headers.items()
+        if (name not in derived or derived[name] != value) and (keep_reprs or name not in _REPRS)
+    }
+    if reply_to:
+        kept[REPLY_TO] = reply_to
+    if priority is not None:
+        kept[PRIORITY] = priority
+    return Envelope(kept, body)
+
+
+def unpack(
+    task: str, task_id: str, envelope: Envelope, *, hostname: str, route: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what Celery calls a request dict: headers, properties and arguments of a call."""
+    args, kwargs, _ = envelope.body
+    kept = dict(envelope.headers)
+    reply_to, priority = kept.pop(REPLY_TO, None), kept.pop(PRIORITY, None)
+    headers = {**defaults(task, task_id), **kept}
+    if "argsrepr" not in headers:
+        headers.update(argsrepr=saferepr(args), kwargsrepr=saferepr(kwargs))
+    return {
+        **headers,
+        "properties": {"correlation_id": task_id, "reply_to": reply_to or "", "priority": priority},
+        "reply_to": reply_to,
+        "correlation_id": task_id,
+        "hostname": hostname,
+        "delivery_info": delivery_info(envelope, route),
+        "args": args,
+        "kwargs": kwargs,
+    }
+
+
+def delivery_info(envelope: Envelope, route: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns where a call was routed, in the form that Celery's requests have it."""
+    return {
+        "exchange": route.get("exchange", ""),
+        "routing_key": route.get("routing_key"),
+        "priority": envelope.headers.get(PRIORITY),
+        "redelivered": False,
+    }
+
+
+def context(request_dict: Mapping[str, Any], embed: Mapping[str, Any] | None) -> Context:
+    """Returns the request context with which Celery settles one call."""
+    fields = {**request_dict, **(embed or _NO_EMBED), "is_eager": False}
+    args, kwargs = fields.pop("args"), fields.pop("kwargs")
+    return Context(fields, args=args, kwargs=kwargs, called_directly=False)
+
+
+def from_protocol_1(body: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Any, Any, Any]]:
+    """Returns the headers and the body of protocol 2 for a message body of protocol 1."""
+    moved = {"args", "kwargs", "callbacks", "errbacks", "chord", "taskset", "utc"}
+    headers = {name: value for name, value in body.items() if name not in moved}
+    headers["group"] = body.get("taskset")
+    embed = {**_NO_EMBED, **{name: body.get(name) for name in ("callbacks", "errbacks", "chord")}}
+    return headers, (body.get("args") or (), body.get("kwargs") or {}, embed)

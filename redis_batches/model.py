@@ -1,0 +1,198 @@
+"""What a request, a batch and a claim are, as plain values that no layer can change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """When a batch is due.
+
+    Attributes:
+        flush_every: Requests that make a full batch, and the most that one batch holds.
+        interval_ms: The longest time that the oldest request waits for others.
+    """
+
+    flush_every: int
+    interval_ms: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Requests that may share a batch: those with the same route and, later, batch key.
+
+    Attributes:
+        route: JSON text that says where to ring a doorbell for the group.
+    """
+
+    route: str
+
+    @classmethod
+    def of(cls, destination: Mapping[str, Any]) -> Group:
+        """Returns the group of a destination, whatever the order of its keys."""
+        return cls(json.dumps(destination, sort_keys=True, separators=(",", ":")))
+
+    @cached_property
+    def id(self) -> str:
+        """A hash of the route, short enough to stand in front of every stored request."""
+        return blake2b(self.route.encode(), digest_size=6).hexdigest()
+
+
+class Status(str, Enum):
+    """What became of one pushed request."""
+
+    NEW = "new"
+    AGAIN = "again"
+    DONE = "done"
+    DUPLICATE = "duplicate"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A call on its way into Redis.
+
+    Attributes:
+        id: The task id.
+        nonce: Tells this call from another with the same id; empty if the id is this call's own.
+        eta_ms: Unix time in ms before which it must not run, or None.
+        envelope: The encoded call.
+    """
+
+    id: str
+    nonce: str
+    eta_ms: int | None
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Bells:
+    """Doorbells that a script booked and its caller must ring.
+
+    Attributes:
+        group: Id of the group to ring for.
+        route: Where to ring, as JSON text.
+        count: How many.
+        rung_ms: Server time at which they were booked, in ms.
+    """
+
+    group: str
+    route: str
+    count: int
+    rung_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """The answer to a push.
+
+    Attributes:
+        bells: The flush signal: doorbells to ring, `count` 0 for none.
+        statuses: One per request, in order.
+    """
+
+    bells: Bells
+    statuses: tuple[Status, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """What a request went through before.
+
+    Attributes:
+        tries: Runs that ended with its retry.
+        crashes: Runs that died.
+        alone: Runs that died with no other request in the batch.
+        split: Level of halving; a batch holds at most flush_every / 2**split requests.
+        lost: A run that must not be repeated (`acks_late=False`) died.
+    """
+
+    tries: int = 0
+    crashes: int = 0
+    alone: int = 0
+    split: int = 0
+    lost: bool = False
+
+    @property
+    def number(self) -> int:
+        """The number of the coming run; 1 is the first."""
+        return self.tries + self.crashes + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """One request of a claimed batch.
+
+    Attributes:
+        id: The task id.
+        since_ms: Server time since which it waited, in ms.
+        attempts: What it went through before.
+        envelope: The encoded call; empty if it vanished.
+    """
+
+    id: str
+    since_ms: int
+    attempts: Attempts
+    envelope: bytes
+
+
+class Verb(str, Enum):
+    """How a batch gives a request back."""
+
+    RETRY = "retry"
+    PUT_BACK = "put_back"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A request that a batch gives back.
+
+    Attributes:
+        id: The task id.
+        verb: How.
+        delay_ms: Time until it may run again; 0 is at once.
+        error: What went wrong, kept for an operator.
+    """
+
+    id: str
+    verb: Verb
+    delay_ms: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """A claim that found nothing to run.
+
+    Attributes:
+        reason: "busy", "not_due" or "empty".
+        wait_ms: For "not_due", the time until something may be.
+    """
+
+    reason: str
+    wait_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep found.
+
+    Attributes:
+        wait_ms: Time until something else wants attention, or None.
+        bells: Doorbells to ring, one per group.
+        expired: Tokens of runs that died, each with the id of its group.
+        ready: Ids whose delay is over, by group id.
+    """
+
+    wait_ms: int | None
+    bells: tuple[Bells, ...] = ()
+    expired: tuple[tuple[str, str], ...] = ()
+    ready: tuple[tuple[str, tuple[str, ...]], ...] = ()

@@ -1,0 +1,172 @@
+"""`SimpleRequest`: one call, as a batch function sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from celery.app.task import Context
+
+from redis_batches import messages
+from redis_batches.codec import Envelope
+from redis_batches.model import Attempts, Claimed
+
+if TYPE_CHECKING:
+    from redis_batches.batch import Batch
+
+
+class SimpleRequest:
+    """One call of a batch task.
+
+    It can be pickled; a copy has the call's data, but can no longer settle it.
+
+    Attributes:
+        id: The task id.
+        name: The task's name, or the `shadow` name of the call.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
+        delivery_info: Exchange, routing key and priority of the call.
+        hostname: Node name of the worker.
+        ignore_result: Whether the call's result is stored nowhere.
+        reply_to: Where the rpc result backend answers.
+        correlation_id: Used with `reply_to`; the task id.
+        chord: The chord that the call is a part of, or None.
+        attempt: The number of this run of the request; 1 is the first.
+        enqueued_at: When it began to wait (UTC, by the server's clock), or None.
+        batch: The batch that it runs in, or None in a copy.
+    """
+
+    chord: Any = None
+    attempt: int = 1
+    enqueued_at: datetime | None = None
+    batch: Batch | None = None
+    embed: Mapping[str, Any] | None = None
+
+    def __init__(
+        self,
+        id: str,
+        name: str,
+        args: Any = (),
+        kwargs: Any = None,
+        delivery_info: dict[str, Any] | None = None,
+        hostname: str | None = None,
+        ignore_result: bool | None = False,
+        reply_to: str | None = None,
+        correlation_id: str | None = None,
+        request_dict: dict[str, Any] | None = None,
+    ) -> None:
+        self.id = id
+        self.name = name
+        self.args = args
+        self.kwargs = {} if kwargs is None else kwargs
+        self.delivery_info = delivery_info or {}
+        self.hostname = hostname
+        self.ignore_result = ignore_result
+        self.reply_to = reply_to
+        self.correlation_id = correlation_id
+        self._derive: tuple[str, Envelope, Mapping[str, Any]] | None = None
+        if request_dict is not None:
+            self.request_dict = request_dict
+
+    @cached_property
+    def request_dict(self) -> dict[str, Any]:
+        """All headers of the call, with its arguments and properties, as Celery has them."""
+        if self._derive is None:
+            return {"id": self.id, "args": self.args, "kwargs": self.kwargs}
+        task, envelope, route = self._derive
+        found = messages.unpack(
+            task, self.id, envelope, hostname=self.hostname or "", route=route
+        )
+        found["retries"] += self.attempts.tries
+        return found
+
+    @cached_property
+    def context(self) -> Context:
+        """The request context with which Celery settles the call."""
+        return messages.context(self.request_dict, self.embed)
+
+    @property
+    def retries(self) -> int:
+        """How often the call was retried before."""
+        return int(self.request_dict.get("retries") or 0)
+
+    attempts = Attempts()
+
+    @classmethod
+    def of(
+        cls,
+        task: str,
+        claimed: Claimed,
+        envelope: Envelope,
+        *,
+        hostname: str,
+        route: Mapping[str, Any],
+        ignore_result: bool,
+    ) -> SimpleRequest:
+        """Returns the request of a claimed entry."""
+        args, kwargs, embed = envelope.body
+        headers = envelope.headers
+        request = cls(
+            claimed.id,
+            headers.get("shadow") or task,
+            tuple(args),
+            kwargs,
+            messages.delivery_info(envelope, route),
+            hostname,
+            headers.get("ignore_result", ignore_result),
+            headers.get(messages.REPLY_TO),
+            claimed.id,
+        )
+        request.embed = embed
+        request.chord = embed.get("chord") if embed else None
+        request.attempts = claimed.attempts
+        request.attempt = claimed.attempts.number
+        request.enqueued_at = datetime.fromtimestamp(claimed.since_ms / 1000, timezone.utc)
+        request._derive = (task, envelope, route)
+        return request
+
+    def succeed(self, value: Any = None) -> None:
+        """Settles this call with a result: stores it, and calls what is linked to it.
+
+        Raises:
+            LeaseLost: The batch was taken over by another worker; nothing was stored.
+        """
+        self._settler().succeed(self, value)
+
+    def fail(self, exc: BaseException) -> None:
+        """Settles this call with an exception, which its caller's `.get()` raises.
+
+        Raises:
+            LeaseLost: The batch was taken over by another worker; nothing was stored.
+        """
+        self._settler().fail(self, exc)
+
+    def retry(self, *, countdown: float | None = None, exc: BaseException | None = None) -> None:
+        """Runs this call again later, in another batch; the others of this batch go on.
+
+        Args:
+            countdown: Seconds to wait, `default_retry_delay` of the task by default.
+            exc: Why; what the call fails with after the task's `max_retries`.
+        """
+        self._settler().retry(self, countdown=countdown, exc=exc)
+
+    def _settler(self) -> Batch:
+        if self.batch is None:
+            raise RuntimeError(
+                f"request {self.id} is a copy, or its batch has ended: settle requests inside "
+                "the batch function, in the process that runs it"
+            )
+        return self.batch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what belongs to the running batch."""
+        state = {**self.__dict__, "request_dict": self.request_dict, "_derive": None}
+        state.pop("batch", None)
+        state.pop("context", None)
+        return state
+
+    def __repr__(self) -> str:
+        """Names the call without its arguments, which may be secret."""
+        return f"<{type(self).__name__}: {self.name}[{self.id}] attempt {self.attempt}>"

@@ -1,0 +1,116 @@
+"""What one Celery app shares between its batch tasks: settings, the connection, doorbells."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import redis
+from celery import Celery
+from celery.exceptions import ImproperlyConfigured
+
+from redis_batches.config import HEARTBEATS_PER_LEASE, Settings
+from redis_batches.connection import SCHEMES, connect, is_redis_url
+from redis_batches.errors import OptionError
+from redis_batches.heartbeat import Heartbeat
+from redis_batches.store import Registry, Store
+
+
+class Runtime:
+    """The state of this package in one app and one process."""
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+        #: The shortest flush interval of the app's batch tasks, in seconds.
+        self.shortest = math.inf
+        #: Whether the app has the sweep task and its workers the sweeper.
+        self.installed = False
+        self._pid = 0
+        self._client: redis.Redis | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._stores: dict[str, Store] = {}
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The app's settings, read at their first use.
+
+        Raises:
+            ImproperlyConfigured: One of them is not allowed.
+        """
+        try:
+            return Settings.read(self.app.conf)
+        except OptionError as exc:
+            raise ImproperlyConfigured(str(exc)) from exc
+
+    @property
+    def client(self) -> redis.Redis:
+        """This process's own connection."""
+        self._after_fork()
+        if self._client is None:
+            self._client = connect(self._url(), self.settings.timeout, self.settings.retries)
+        return self._client
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """Keeps the leases of this process."""
+        self._after_fork()
+        if self._heartbeat is None:
+            self._heartbeat = Heartbeat(self.settings.lease / HEARTBEATS_PER_LEASE)
+        return self._heartbeat
+
+    def _after_fork(self) -> None:
+        """Drops what a fork inherited: sockets that are another's, threads that do not run."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._client, self._heartbeat, self._stores = None, None, {}
+
+    def store(self, task: str) -> Store:
+        """Returns the store of a task."""
+        client = self.client
+        if task not in self._stores:
+            self._stores[task] = Store(client, self.settings, task)
+        return self._stores[task]
+
+    @property
+    def registry(self) -> Registry:
+        """The tasks of this namespace that workers serve."""
+        return Registry(self.client, self.settings.namespace)
+
+    def _url(self) -> str:
+        conf = self.app.conf
+        if self.settings.url:
+            if is_redis_url(self.settings.url):
+                return self.settings.url
+            raise ImproperlyConfigured(
+                f"redis_batches_url has to start with one of {', '.join(SCHEMES)} (then ://)"
+            )
+        for url in _urls(conf.broker_write_url), _urls(conf.result_backend):
+            for candidate in url:
+                if is_redis_url(candidate):
+                    return candidate
+        raise ImproperlyConfigured(
+            "neither the broker nor the result backend is Redis: set redis_batches_url to the "
+            "redis:// URL of the server in which requests shall wait"
+        )
+
+
+def _urls(setting: Any) -> Iterable[str]:
+    if isinstance(setting, str):
+        return setting.split(";")
+    return [url for url in setting or () if isinstance(url, str)]
+
+
+_runtimes: WeakKeyDictionary[Celery, Runtime] = WeakKeyDictionary()
+
+
+def runtime_of(app: Celery) -> Runtime:
+    """Returns the runtime of an app."""
+    app = getattr(app, "_get_current_object", lambda: app)()
+    found = _runtimes.get(app)
+    if found is None:
+        found = _runtimes.setdefault(app, Runtime(app))
+    return found

@@ -1,0 +1,101 @@
+"""The Lua scripts: found, parsed by their headers, and run.
+
+A script's header is its contract. It names every KEYS and ARGV slot, so that a caller passes values
+by name and a missing or unknown one is an error here, not a wrong slot in Lua.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from redis_batches.errors import OutOfMemory, StoreError
+from redis_batches.keys import Keys
+
+PRELUDE = "prelude"
+_SLOT = re.compile(r"^-- (KEYS|ARGV)\[(\d+)(\+?)\]\s+(\w+)", re.MULTILINE)
+
+
+def folder() -> Path:
+    """Returns the folder of the Lua files: inside the wheel, or beside an editable install."""
+    inside = Path(__file__).parent / "lua"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "lua"
+
+
+@cache
+def load_sources() -> dict[str, str]:
+    """Returns the source of every Lua file, by its name without the ending."""
+    return {path.stem: path.read_text("utf-8") for path in sorted(folder().glob("*.lua"))}
+
+
+class Script:
+    """One Lua file with its prelude.
+
+    Attributes:
+        name: The verb, which is also the file's name.
+        keys: Names of the KEYS, in order.
+        args: Names of the ARGV, in order, without a list at the end.
+        rest: Name of the list that takes the ARGV behind these, or None.
+    """
+
+    def __init__(self, name: str, source: str, prelude: str) -> None:
+        self.name = name
+        slots = _SLOT.findall(source)
+        self.keys = tuple(slot for kind, _, _, slot in slots if kind == "KEYS")
+        self.args = tuple(slot for kind, _, more, slot in slots if kind == "ARGV" and not more)
+        self.rest = next((slot for _, _, more, slot in slots if more), None)
+        self.source = f"{prelude}\n{source}"
+        self._sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, client: redis.Redis, keys: Keys, **values: Any) -> list[Any]:
+        """Runs the script; `values` gives one value per ARGV slot, by name.
+
+        Returns:
+            The reply: its first element, the word that says what happened, as text, the others as
+            redis-py gives them.
+
+        Raises:
+            StoreError: Redis could not be reached, or refused.
+        """
+        rest: Sequence[Any] = values.pop(self.rest, ()) if self.rest else ()
+        group, token = values.get("group", ""), values.get("token", "")
+        names = [keys.resolve(name, group=group, token=token) for name in self.keys]
+        args = [values.pop(name) for name in self.args]
+        if values.keys() - {"group", "token"}:
+            raise TypeError(f"{self.name}.lua takes no {', '.join(values)}")
+        with translated(self.name):
+            try:
+                reply = client.evalsha(self._sha, len(names), *names, *args, *rest)
+            except NoScriptError:
+                reply = client.eval(self.source, len(names), *names, *args, *rest)
+        return [reply[0].decode(), *reply[1:]]
+
+
+@contextmanager
+def translated(action: str) -> Iterator[None]:
+    """Turns redis-py's errors into this package's own, which say what to do."""
+    try:
+        yield
+    except ResponseError as exc:
+        kind = OutOfMemory if "OOM" in str(exc) or "maxmemory" in str(exc) else StoreError
+        raise kind(f"Redis refused to {action}: {exc}") from exc
+    except RedisError as exc:
+        raise StoreError(f"Redis could not be reached to {action}: {exc}") from exc
+
+
+@cache
+def load_scripts() -> dict[str, Script]:
+    """Returns every script by its name, ready to run."""
+    sources = load_sources()
+    prelude = sources[PRELUDE]
+    return {
+        name: Script(name, source, prelude) for name, source in sources.items() if name != PRELUDE
+    }

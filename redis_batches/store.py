@@ -1,0 +1,411 @@
+"""The one door to Redis: what the domain asks of it, in its own words.
+
+Every method is one script, and every script can be sent again without harm: a push by the ids and
+nonces of its calls, everything else by the token of its run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import redis
+
+from redis_batches import keys as names
+from redis_batches.codec import text
+from redis_batches.config import (
+    DEDUPLICATION_CALLS,
+    DEDUPLICATION_WINDOW_MS,
+    MAX_DELAY_MS,
+    Settings,
+)
+from redis_batches.errors import LeaseLost, ScriptReplyError
+from redis_batches.keys import Keys
+from redis_batches.model import (
+    Attempts,
+    Bells,
+    Claimed,
+    Group,
+    Idle,
+    Outcome,
+    Outgoing,
+    Pushed,
+    Status,
+    Swept,
+    Trigger,
+)
+from redis_batches.scripts import load_scripts, translated
+
+_T = TypeVar("_T")
+
+#: Requests of one call of push, and outcomes of one call of release.
+PUSH_CHUNK = 500
+ACK_CHUNK = 1000
+SWEEP_LIMIT = 500
+
+
+def chunked(values: Iterable[_T], size: int) -> Iterable[list[_T]]:
+    """Yields lists of at most `size` values."""
+    iterator = iter(values)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def server_time() -> str:
+    """Lets a script ask the server for the time; tests pass a clock of their own instead."""
+    return ""
+
+
+class Store:
+    """The requests of one task in Redis.
+
+    Args:
+        client: A connection to Redis.
+        settings: Limits and the lease.
+        task: The name of the task.
+        clock: Returns the time in ms as text, or "" for the server's.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        settings: Settings,
+        task: str,
+        clock: Callable[[], str] = server_time,
+    ) -> None:
+        self.task = task
+        self.settings = settings
+        self.keys = Keys(settings.namespace, task)
+        self.client = client
+        self._clock = clock
+        self._scripts = load_scripts()
+
+    def run(self, script: str, **values: Any) -> list[Any]:
+        """Runs one script with this task's keys and the clock."""
+        return self._scripts[script](self.client, self.keys, now_ms=self._clock(), **values)
+
+    def push(
+        self, group: Group, trigger: Trigger, requests: Sequence[Outgoing], caller: str = ""
+    ) -> Pushed:
+        """Stores up to 500 requests, in order, and books the doorbells that are due for them.
+
+        Args:
+            group: Where they wait.
+            trigger: When a batch of them is due.
+            requests: The calls.
+            caller: Token of the batch that they are made from, if any.
+        """
+        flat: list[Any] = []
+        for request in requests:
+            eta = "" if request.eta_ms is None else request.eta_ms
+            flat += (request.id, request.nonce, eta, request.envelope)
+        reply = self.run(
+            "push",
+            group=group.id,
+            route=group.route,
+            flush_every=trigger.flush_every,
+            interval_ms=trigger.interval_ms,
+            max_pending=self.settings.max_pending,
+            caller=caller,
+            requests=flat,
+        )
+        word, signals, now_ms, *statuses = reply
+        if word != "pushed" or len(statuses) != len(requests):
+            raise ScriptReplyError(f"push answered {reply!r}")
+        bells = Bells(group.id, group.route, signals, int(now_ms))
+        return Pushed(bells, tuple(Status(text(status)) for status in statuses))
+
+    def claim(
+        self,
+        group: str,
+        trigger: Trigger,
+        *,
+        token: str = "",
+        bell: str = "",
+        rung_ms: int = 0,
+        limit: float | None = None,
+        once: bool = False,
+        force: bool = False,
+    ) -> Lease | Idle:
+        """Leases the oldest due requests of a group.
+
+        Args:
+            group: Id of the group.
+            trigger: The claimer's own: a batch is never larger than its `flush_every`.
+            token: Names this run; the same token again gets the same batch. Default: a fresh one.
+            bell: Id of the doorbell that is answered, if any.
+            rung_ms: When it was rung.
+            limit: Seconds that the run may take, or None.
+            once: Whether a lost run must not be repeated.
+            force: Whether to take what waits though it is not due.
+        """
+        token = token or uuid4().hex
+        reply = self.run(
+            "claim",
+            group=group,
+            token=token,
+            bell=bell,
+            rung_ms=rung_ms,
+            flush_every=trigger.flush_every,
+            interval_ms=trigger.interval_ms,
+            lease_ms=round(self.settings.lease * 1000),
+            limit_ms=round((limit or 0) * 1000),
+            once=int(once),
+            force=int(force),
+            max_bytes=self.settings.flush_bytes,
+        )
+        word = reply[0]
+        if word != "claimed":
+            return Idle(word, int(reply[1]) if word == "not_due" else 0)
+        _, fence, started_ms, signals, route, *rows = reply
+        requests = tuple(_read_row(*rows[i : i + 3]) for i in range(0, len(rows), 3))
+        bells = Bells(group, text(route), signals, int(started_ms))
+        return Lease(self, trigger, token, group, int(fence), int(started_ms), bells, requests)
+
+    def sweep(
+        self,
+        longest_ms: int,
+        *,
+        sweeper: str = "",
+        fresh_ms: int = 0,
+        greet: bool = False,
+        limit: int = SWEEP_LIMIT,
+    ) -> Swept | None:
+        """Finds what is overdue, and books a doorbell for each group that nobody rang for.
+
+        Args:
+            longest_ms: The longest flush interval of the task.
+            sweeper: Who sweeps; None is returned while another one leads. "" sweeps always.
+            fresh_ms: How long a leader leads after its last sweep.
+            greet: Whether the sweeper's worker has just started.
+            limit: Names of each kind.
+        """
+        reply = self.run(
+            "sweep",
+            sweeper=sweeper,
+            fresh_ms=fresh_ms,
+            interval_ms=longest_ms,
+            longest_ms=MAX_DELAY_MS,
+            greet=int(greet),
+            limit=limit,
+        )
+        if reply[0] == "follower":
+            return None
+        _, wait, due, expired, members = reply
+        ready: dict[str, list[str]] = {}
+        for member in members:
+            group, _, task_id = text(member).partition(":")
+            ready.setdefault(group, []).append(task_id)
+        return Swept(
+            wait_ms=None if int(wait) < 0 else int(wait),
+            bells=tuple(
+                Bells(text(group), text(route), 1, 0)
+                for group, route in zip(due[::2], due[1::2], strict=True)
+            ),
+            expired=tuple(
+                (text(token), text(group))
+                for token, group in zip(expired[::2], expired[1::2], strict=True)
+            ),
+            ready=tuple((group, tuple(ids)) for group, ids in ready.items()),
+        )
+
+    def reclaim(self, token: str, group: str, trigger: Trigger, *, seen_dead: bool = False) -> Bells:
+        """Takes a dead run's batch back, unless it is alive; returns the doorbells to ring."""
+        reply = self.run(
+            "reclaim",
+            group=group,
+            token=token,
+            flush_every=trigger.flush_every,
+            interval_ms=trigger.interval_ms,
+            seen_dead=int(seen_dead),
+        )
+        if reply[0] != "reclaimed":
+            return Bells(group, "", 0, 0)
+        return Bells(group, text(reply[3]), reply[2], 0)
+
+    def promote(self, group: str, ids: Sequence[str], trigger: Trigger) -> Bells:
+        """Lets delayed requests wait with the others; returns the doorbells to ring."""
+        signals, route = 0, ""
+        for chunk in chunked(ids, PUSH_CHUNK):
+            reply = self.run(
+                "promote",
+                group=group,
+                flush_every=trigger.flush_every,
+                interval_ms=trigger.interval_ms,
+                ids=chunk,
+            )
+            signals, route = signals + reply[2], text(reply[3])
+        return Bells(group, route, signals, 0)
+
+    def find_token(self, bell: str) -> str | None:
+        """Returns the token of the run that a doorbell started, while it has one."""
+        with translated("find a run"):
+            found = self.client.hget(self.keys.resolve("claims"), f"bell:{bell}")
+        return text(found) if found else None
+
+    def waiting(self, group: str) -> int:
+        """Returns how many requests of a group wait, without the delayed ones."""
+        with translated("count requests"):
+            return int(self.client.llen(self.keys.pending(group)))
+
+    def groups(self) -> dict[str, str]:
+        """Returns the route of each group, by its id."""
+        with translated("list the groups"):
+            found = self.client.hgetall(self.keys.resolve("routes"))
+        return {text(group): text(route) for group, route in found.items()}
+
+    def stats(self) -> dict[str, int]:
+        """Returns counts of requests by where they are, and counters since the first one.
+
+        Keys: `waiting` (pending and delayed), `running`, `delayed`, `dead` are now; `pushed`,
+        `acked`, `claimed` (batches), `reclaimed` (batches) and `dropped` only grow.
+        """
+        key = self.keys.resolve
+        with translated("count requests"):
+            pipe = self.client.pipeline(transaction=False)
+            pipe.hlen(key("items")).hlen(key("own")).zcard(key("delayed"))  # type: ignore[no-untyped-call]
+            pipe.zcard(key("eta")).zcard(key("dead")).hgetall(key("stats"))
+            items, running, delayed, eta, dead, counters = pipe.execute()
+        counted = {text(name): value for name, value in counters.items()}
+        grown = ("pushed", "acked", "claimed", "reclaimed", "dropped")
+        return {
+            "waiting": items - running - dead,
+            "running": running,
+            "delayed": delayed + eta,
+            "dead": dead,
+            **{name: int(counted.get(name, 0)) for name in grown},
+        }
+
+
+class Lease:
+    """One claimed batch, held by this process until it is settled or the lease expires.
+
+    Attributes:
+        token: Names this run of the batch; fresh at each run.
+        group: Id of its group.
+        fence: A number that is larger than that of every earlier run of the task.
+        started_ms: Server time of the claim, in ms.
+        bells: Doorbells to ring for what the claim left behind.
+        requests: The claimed requests, oldest first.
+        lost: Whether Redis said that the lease ended.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        trigger: Trigger,
+        token: str,
+        group: str,
+        fence: int,
+        started_ms: int,
+        bells: Bells,
+        requests: tuple[Claimed, ...],
+    ) -> None:
+        self._store = store
+        self._trigger = trigger
+        self.token = token
+        self.group = group
+        self.fence = fence
+        self.started_ms = started_ms
+        self.bells = bells
+        self.requests = requests
+        self.lost = False
+
+    def ack(self, ids: Sequence[str] | None = None) -> int:
+        """Forgets finished requests; without ids, ends the batch with all that it still holds.
+
+        Returns:
+            How many were forgotten; 0 if the batch had ended before.
+
+        Raises:
+            LeaseLost: Another worker took the batch over; nothing was changed.
+        """
+        if ids is None:
+            return self._ack(())
+        return sum(self._ack(chunk) for chunk in chunked(ids, ACK_CHUNK))
+
+    def _ack(self, ids: Sequence[str]) -> int:
+        reply = self._store.run(
+            "ack",
+            token=self.token,
+            window_ms=DEDUPLICATION_WINDOW_MS,
+            window=DEDUPLICATION_CALLS,
+            ids=ids,
+        )
+        self._check(reply[0])
+        return int(reply[1]) if reply[0] == "acked" else 0
+
+    def release(self, outcomes: Sequence[Outcome]) -> list[Bells]:
+        """Gives requests back: to run later, at once, or as dead letters.
+
+        Returns:
+            The doorbells to ring.
+
+        Raises:
+            LeaseLost: Another worker took the batch over; nothing was changed.
+        """
+        rung = []
+        for chunk in chunked(outcomes, PUSH_CHUNK):
+            flat: list[Any] = []
+            for outcome in chunk:
+                error = outcome.error.encode("utf-8", "replace")[:2048]
+                flat += (outcome.id, outcome.verb.value, min(outcome.delay_ms, MAX_DELAY_MS), error)
+            reply = self._store.run(
+                "release",
+                group=self.group,
+                token=self.token,
+                flush_every=self._trigger.flush_every,
+                interval_ms=self._trigger.interval_ms,
+                max_dead=self._store.settings.max_dead,
+                outcomes=flat,
+            )
+            self._check(reply[0])
+            rung.append(Bells(self.group, self.bells.route, reply[2], 0))
+        return rung
+
+    def extend(self) -> bool:
+        """Keeps the lease; returns False, and sets `lost`, if it cannot be kept."""
+        lease_ms = round(self._store.settings.lease * 1000)
+        reply = self._store.run("extend", token=self.token, lease_ms=lease_ms)
+        self.lost = reply[0] != "extended"
+        return not self.lost
+
+    def _check(self, word: str) -> None:
+        if word == "fenced":
+            self.lost = True
+            raise LeaseLost(
+                f"the lease on batch {self.token} of {self._store.task} ended before its function "
+                "did, and its requests run elsewhere: raise redis_batches_lease if the worker is "
+                "often cut off from Redis for so long"
+            )
+
+
+class Registry:
+    """The tasks of a namespace, as the workers that serve them wrote them down."""
+
+    def __init__(self, client: redis.Redis, namespace: str) -> None:
+        self._client = client
+        self._key = names.registry(namespace)
+
+    def write(self, task: str, options: dict[str, Any]) -> None:
+        """Notes a task with its options."""
+        with translated("register a task"):
+            self._client.hset(self._key, task, json.dumps(options, sort_keys=True))
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """Returns the options of each task."""
+        with translated("list the tasks"):
+            found = self._client.hgetall(self._key)
+        return {text(task): json.loads(options) for task, options in found.items()}
+
+
+def _read_row(entry: bytes, attempts: bytes, value: bytes) -> Claimed:
+    since_ms, _, task_id = text(entry).split(":", 2)
+    _, _, rest = value.partition(b":")
+    _, _, envelope = rest.partition(b":")
+    counts = [int(count) for count in attempts.split(b":")] if attempts else []
+    state = Attempts(*counts[:4], lost=bool(counts[4])) if counts else Attempts()
+    return Claimed(task_id, int(since_ms), state, envelope)

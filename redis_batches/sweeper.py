@@ -1,0 +1,96 @@
+"""Rings for what is due, takes back what died, and lets delayed requests wait with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from logging import getLogger
+
+from redis_batches.config import MIN_INTERVAL_MS
+from redis_batches.errors import BatchesError
+from redis_batches.model import Bells, Swept, Trigger
+from redis_batches.store import SWEEP_LIMIT, Store
+
+logger = getLogger(__name__)
+
+#: Sweeps of one task in one tick, so that a backlog of due groups drains, and still ends.
+MAX_ROUNDS = 20
+#: A leader leads for this many of its intervals after its last sweep.
+FRESHNESS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A task to sweep for."""
+
+    store: Store
+    trigger: Trigger
+
+
+class Sweeper:
+    """Looks after the waiting requests of several tasks.
+
+    Args:
+        served: Returns the tasks; asked at each tick.
+        ring: Rings a task's doorbells.
+        interval: Seconds between two ticks, at most.
+        name: Tells this sweeper from others: one of them leads per task, the others stand by.
+            "" sweeps at every tick, whoever leads.
+    """
+
+    def __init__(
+        self,
+        served: Callable[[], Iterable[Served]],
+        ring: Callable[[str, Bells], None],
+        interval: float,
+        name: str = "",
+    ) -> None:
+        self._served = served
+        self._ring = ring
+        self._interval = interval
+        self._name = name
+        self._greet = bool(name)
+
+    def tick(self) -> float:
+        """Sweeps once for every task; returns seconds until the next tick is wanted."""
+        waits = [self._interval]
+        greet, self._greet = self._greet, False
+        for served in self._served():
+            try:
+                waits.append(self._sweep(served, greet))
+            except BatchesError as exc:
+                logger.warning("cannot sweep %s: %s", served.store.task, exc)
+                self._greet = self._greet or greet
+        return max(min(waits), 0.001)
+
+    def _sweep(self, served: Served, greet: bool) -> float:
+        pace = self._pace(served.trigger)
+        for _ in range(MAX_ROUNDS):
+            swept = served.store.sweep(
+                served.trigger.interval_ms,
+                sweeper=self._name,
+                fresh_ms=round(self._interval * FRESHNESS * 1000),
+                greet=greet,
+            )
+            if swept is None:
+                return self._interval
+            self._serve(served, swept)
+            if max(len(swept.bells), len(swept.expired), len(swept.ready)) < SWEEP_LIMIT:
+                break
+        return pace if swept.wait_ms is None else min(pace, (swept.wait_ms + 1) / 1000)
+
+    def _pace(self, trigger: Trigger) -> float:
+        """What a tick does not see is armed later, and due a flush interval after that."""
+        if trigger.interval_ms == 0:
+            return self._interval
+        return min(self._interval, max(trigger.interval_ms, MIN_INTERVAL_MS) / 1000)
+
+    def _serve(self, served: Served, swept: Swept) -> None:
+        store, trigger = served.store, served.trigger
+        for bells in swept.bells:
+            self._ring(store.task, bells)
+        for token, group in swept.expired:
+            logger.warning("the worker of batch %s of %s died: it runs again", token, store.task)
+            self._ring(store.task, store.reclaim(token, group, trigger))
+        for group, ids in swept.ready:
+            self._ring(store.task, store.promote(group, ids, trigger))

@@ -1,0 +1,191 @@
+"""What a worker and beat do besides running batches: they sweep.
+
+Beat sends the task `redis_batches.sweep`; each worker has a sweeper of its own in its event loop.
+Any of them is enough, and several do no harm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from celery import Celery, Task, bootsteps
+from celery.exceptions import TimeLimitExceeded
+from celery.utils.log import get_task_logger
+
+from redis_batches.doorbell import ERRBACK, MARKER, is_token_of, ring
+from redis_batches.errors import BatchesError
+from redis_batches.model import Bells, Trigger
+from redis_batches.producer import destination
+from redis_batches.runtime import runtime_of
+from redis_batches.sweeper import Served, Sweeper
+
+if TYPE_CHECKING:
+    from redis_batches.task import Batches
+
+logger = get_task_logger(__name__)
+
+SWEEP = "redis_batches.sweep"
+#: Beat's period follows the shortest flush interval, in whole seconds between these.
+MIN_PERIOD, MAX_PERIOD = 1, 10
+
+
+class SweepTask(Task):  # type: ignore[type-arg]
+    """Sweeps once for every batch task that any worker of the namespace serves."""
+
+    name = SWEEP
+    ignore_result = True
+    expires = MAX_PERIOD
+
+    def run(self) -> None:
+        """Sweeps."""
+        registered = registered_tasks(self.app)
+        Sweeper(lambda: registered, ringer(self.app), MAX_PERIOD).tick()
+
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        """Sends the sweep to a queue that a worker of batch tasks consumes."""
+        options.setdefault("queue", _sweep_queue(self.app))
+        options.setdefault("expires", self.expires)
+        return super().apply_async(*args, **options)
+
+
+class SweeperStep(bootsteps.StartStopStep):
+    """Sweeps in the worker's event loop, for the batch tasks of its app."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        self._entry: Any = None
+        self._sweeper: Sweeper | None = None
+        super().__init__(consumer, **kwargs)
+
+    def start(self, consumer: Any) -> None:
+        """Starts at every connection to the broker, also after a lost one."""
+        settings = runtime_of(consumer.app).settings
+        _register(consumer.app)
+        if not settings.worker_sweeper:
+            return
+        served = _own_tasks(consumer.app)
+        name = f"{consumer.hostname}:{uuid4().hex[:8]}"
+        self._sweeper = Sweeper(
+            lambda: served, ringer(consumer.app), settings.sweep_interval, name
+        )
+        self._schedule(consumer, 0.0)
+
+    def stop(self, consumer: Any) -> None:
+        """Stops until the next start."""
+        self._sweeper = None
+        if self._entry is not None:
+            # Under gevent a dead greenlet is falsy, so `if entry` would leave a timer running.
+            getattr(self._entry, "entry", self._entry).cancel()
+            self._entry = None
+
+    def _schedule(self, consumer: Any, seconds: float) -> None:
+        self._entry = consumer.timer.call_after(seconds, self._tick, (consumer, self._sweeper))
+
+    def _tick(self, consumer: Any, sweeper: Sweeper) -> None:
+        if sweeper is not self._sweeper:
+            return
+        try:
+            wait = sweeper.tick()
+        except Exception:
+            logger.exception("a sweep failed; the next one is in a second")
+            wait = MIN_PERIOD
+        if sweeper is self._sweeper:
+            self._schedule(consumer, wait)
+
+
+def install(app: Celery, task: type[Batches]) -> None:
+    """Adds the sweeps to an app and its workers, and keeps beat's period in step."""
+    runtime = runtime_of(app)
+    if not runtime.installed:
+        runtime.installed = True
+        app.register_task(SweepTask())
+        app._task_from_fun(errback(app), name=ERRBACK, ignore_result=True)
+        app.steps["consumer"].add(SweeperStep)
+    runtime.shortest = min(runtime.shortest, task.flush_interval)
+    period = min(max(math.floor(runtime.shortest), MIN_PERIOD), MAX_PERIOD)
+    app.add_periodic_task(period, app.signature(SWEEP), name=SWEEP)
+
+
+def errback(app: Celery) -> Any:
+    """Returns the function that Celery calls inline when it saw the run of a doorbell end badly.
+
+    That is in the pool child for an exception, which the run has settled by then, and in the main
+    process for a hard time limit or a child that died.
+    """
+
+    def on_batch_lost(request: Any, exc: Any, traceback: Any) -> None:
+        task, marker = app.tasks.get(request.task), request.get(MARKER)
+        if task is None or marker is None:
+            return
+        store = runtime_of(app).store(task.name)
+        token = store.find_token(request.id)
+        if token is None or not is_token_of(token, request.hostname):
+            return
+        logger.warning("the run of batch %s of %s ended with %r", token, task.name, exc)
+        if isinstance(exc, TimeLimitExceeded):
+            task.fail_batch(marker["group"], token, exc)
+        else:
+            bells = store.reclaim(token, marker["group"], task.trigger, seen_dead=True)
+            ring(app, task.name, bells)
+
+    return on_batch_lost
+
+
+def ringer(app: Celery) -> Any:
+    """Returns what a sweeper rings with."""
+
+    def ring_for(task: str, bells: Bells) -> None:
+        ring(app, task, bells)
+
+    return ring_for
+
+
+def batch_tasks(app: Celery) -> list[Batches]:
+    """Returns the batch tasks of an app, in the order in which they were made."""
+    return [task for task in app.tasks.values() if hasattr(task, "flush_every")]
+
+
+def registered_tasks(app: Celery) -> list[Served]:
+    """Returns every batch task of the namespace, with its options as its workers wrote them."""
+    runtime = runtime_of(app)
+    return [
+        Served(runtime.store(name), Trigger(options["flush_every"], options["interval_ms"]))
+        for name, options in runtime.registry.read().items()
+    ]
+
+
+def _own_tasks(app: Celery) -> Iterable[Served]:
+    store = runtime_of(app).store
+    return [Served(store(task.name), task.trigger) for task in batch_tasks(app)]
+
+
+def _register(app: Celery) -> None:
+    """Writes down what this worker serves, so that any sweeper can sweep for it."""
+    try:
+        registry = runtime_of(app).registry
+        for task in batch_tasks(app):
+            trigger = task.trigger
+            registry.write(
+                task.name,
+                {"flush_every": trigger.flush_every, "interval_ms": trigger.interval_ms},
+            )
+    except BatchesError as exc:
+        logger.warning("cannot register the batch tasks: %s", exc)
+
+
+def _sweep_queue(app: Celery) -> Any:
+    """Returns the queue that somebody who knows the sweep task consumes."""
+    configured = runtime_of(app).settings.sweep_queue
+    if configured:
+        return configured
+    for task in batch_tasks(app):
+        options = task._get_exec_options()
+        routed = app.amqp.router.route(dict(options), task.name, (), {}, task)
+        found = destination(app, routed).get("queue")
+        if found:
+            return found
+    return app.conf.task_default_queue

@@ -1,0 +1,96 @@
+"""Servers, clients and namespaces for every kind of test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+from uuid import uuid4
+
+import fakeredis
+import pytest
+import redis
+
+from redis_batches.config import Settings
+from redis_batches.embedded import EmbeddedServer, server_url
+from redis_batches.store import Store
+
+_T = TypeVar("_T")
+
+
+def wait_until(check: Callable[[], _T], timeout: float = 30.0, *, description: str) -> _T:
+    """Returns the first truthy answer of `check`, asked until the time is up."""
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = check()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {description}")
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def shared_url() -> Iterator[str]:
+    """The URL of one real server for all tests that keep to a namespace of their own."""
+    with server_url() as url:
+        yield url
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedServer]:
+    """A real server of the test's own."""
+    with EmbeddedServer() as started:
+        yield started
+
+
+@pytest.fixture(params=["fakeredis", "real"])
+def client(request: pytest.FixtureRequest) -> Iterator[redis.Redis]:
+    """A connection to a fake and to a real server: a test that takes it runs on both."""
+    if request.param == "fakeredis":
+        made: redis.Redis = fakeredis.FakeRedis()
+    else:
+        made = redis.Redis.from_url(request.getfixturevalue("shared_url"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A namespace that no other test uses."""
+    return f"test-{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def stray_keys(client: redis.Redis, namespace: str) -> Iterator[None]:
+    """Fails a test that leaves a key other than counters and tombstones behind."""
+    yield
+    left = {key.decode().rpartition(":")[2] for key in client.keys("rb:{" + namespace + "*")}
+    assert left <= {"stats", "done", "tasks"}, "a test left keys behind"
+
+
+class Clock:
+    """A time that only a test moves."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1_800_000_000_000
+
+    def __call__(self) -> str:
+        """Returns the time as the scripts take it."""
+        return str(self.now_ms)
+
+    def advance(self, ms: int) -> None:
+        """Lets time pass, or go back."""
+        self.now_ms += ms
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """An injected clock."""
+    return Clock()
+
+
+@pytest.fixture
+def store(client: redis.Redis, namespace: str, clock: Clock) -> Store:
+    """The store of a task, with an injected clock."""
+    return Store(client, Settings(namespace=namespace), "shop.click", clock)

@@ -1,5 +1,6 @@
 """Batches of Celery task calls, accumulated in Redis."""
 
+from redis_batches.decorator import batched_task
 from redis_batches.errors import (
     BacklogFull,
     BatchesError,
@@ -12,12 +13,12 @@ from redis_batches.errors import (
     StoreError,
 )
 from redis_batches.request import SimpleRequest
-from redis_batches.task import Batches, batched_task
+from redis_batches.task import Batches
 
 __all__ = [
     "BacklogFull",
-    "BatchesError",
     "Batches",
+    "BatchesError",
     "DuplicateTaskId",
     "InvalidTaskId",
     "LeaseLost",

@@ -7,18 +7,21 @@ of each backend instance look first whether the id is a request of a batch that 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
 from typing import Any
 
-from celery import Celery, states
 from celery.app.task import Context
 from celery.exceptions import Retry
 
 from redis_batches.batch import Batch, running
+from redis_batches.request import SimpleRequest
 
 _MARK = "_redis_batches_watched"
 
 
-def watch_app(app: Celery) -> None:
+def watch_app(app: Any) -> None:
     """Watches every backend instance that the app makes from now on; each thread gets its own."""
     make = app._get_backend
     if getattr(make, _MARK, False):
@@ -33,52 +36,42 @@ def watch_app(app: Celery) -> None:
 
 def watch(backend: Any) -> Any:
     """Watches one backend instance, once; returns it."""
-    if getattr(backend, _MARK, False):
-        return backend
-    done, failure, retry = (
-        backend.mark_as_done,
-        backend.mark_as_failure,
-        backend.mark_as_retry,
-    )
-
-    def mark_as_done(
-        task_id: str,
-        result: Any,
-        request: Any = None,
-        store_result: bool = True,
-        state: str = states.SUCCESS,
-    ) -> Any:
-        if (batch := _batch_of(task_id, request)) is None:
-            return done(task_id, result, request, store_result, state)
-        if (found := batch.find(task_id)) is not None:
-            batch.succeed(found, result, store=store_result)
-        return None
-
-    def mark_as_failure(task_id: str, exc: Any, *args: Any, **kwargs: Any) -> Any:
-        request = kwargs.get("request", args[1] if len(args) > 1 else None)
-        if (batch := _batch_of(task_id, request)) is None:
-            return failure(task_id, exc, *args, **kwargs)
-        if (found := batch.find(task_id)) is not None:
-            batch.fail(found, exc)
-        return None
-
-    def mark_as_retry(task_id: str, exc: Any, *args: Any, **kwargs: Any) -> Any:
-        request = kwargs.get("request", args[1] if len(args) > 1 else None)
-        if (batch := _batch_of(task_id, request)) is None:
-            return retry(task_id, exc, *args, **kwargs)
-        if (found := batch.find(task_id)) is not None:
-            reason = exc if isinstance(exc, Retry) else Retry(exc=exc)
-            seconds = reason.when if isinstance(reason.when, (int, float)) else None
-            batch.retry(found, countdown=seconds, exc=reason.exc)
-        return None
-
-    backend.mark_as_done = mark_as_done
-    backend.mark_as_failure = mark_as_failure
-    backend.mark_as_retry = mark_as_retry
-    setattr(backend, _MARK, True)
+    if not getattr(backend, _MARK, False):
+        for name, settle in _SETTLERS.items():
+            setattr(backend, name, _watched(getattr(backend, name), settle))
+        setattr(backend, _MARK, True)
     return backend
 
 
-def _batch_of(task_id: str, request: Any) -> Batch | None:
-    """Returns the batch that user code settles a request of; Celery itself passes a Context."""
-    return None if isinstance(request, Context) else running.get(task_id)
+def _watched(original: Callable[..., Any], settle: Callable[..., Any]) -> Callable[..., Any]:
+    parameters = signature(original)
+
+    @wraps(original)
+    def mark(task_id: str, outcome: Any, *args: Any, **kwargs: Any) -> Any:
+        given = parameters.bind(task_id, outcome, *args, **kwargs).arguments
+        # Celery itself passes a Context.
+        if isinstance(given.get("request"), Context) or task_id not in running:
+            return original(task_id, outcome, *args, **kwargs)
+        batch = running[task_id]
+        if (request := batch.find(task_id)) is not None:
+            settle(batch, request, outcome, given)
+        return None
+
+    return mark
+
+
+def _succeed(batch: Batch, request: SimpleRequest, value: Any, given: dict[str, Any]) -> None:
+    batch.succeed(request, value, store=given.get("store_result", True))
+
+
+def _fail(batch: Batch, request: SimpleRequest, exc: Any, given: dict[str, Any]) -> None:
+    batch.fail(request, exc)
+
+
+def _retry(batch: Batch, request: SimpleRequest, exc: Any, given: dict[str, Any]) -> None:
+    when = getattr(exc, "when", None)
+    seconds = when if isinstance(when, (int, float)) else None
+    batch.retry(request, countdown=seconds, exc=exc.exc if isinstance(exc, Retry) else exc)
+
+
+_SETTLERS = {"mark_as_done": _succeed, "mark_as_failure": _fail, "mark_as_retry": _retry}

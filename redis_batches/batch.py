@@ -11,9 +11,10 @@ from celery.utils.log import get_task_logger
 from kombu.exceptions import EncodeError
 
 from redis_batches import completion
+from redis_batches.codec import UnknownEnvelope
 from redis_batches.config import HEARTBEATS_PER_LEASE
 from redis_batches.errors import LeaseLost, ResultCountError, ResultKeyError, ResultTypeError
-from redis_batches.model import Outcome, Verb
+from redis_batches.model import Bells, Outcome, Verb
 from redis_batches.request import SimpleRequest
 from redis_batches.store import Lease
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from redis_batches.task import Batches
 
 logger = get_task_logger(__name__)
+
+#: How long a request of a newer version waits for a newer worker.
+UNKNOWN_DELAY_MS = 5000
 
 #: Batches that run in this process, by the ids of their requests: whoever names a request, in
 #: whatever thread, finds the batch that it is in.
@@ -39,7 +43,9 @@ class Batch:
         attempt: The highest attempt of its requests; 1 is the first.
     """
 
-    def __init__(self, task: Batches, requests: Sequence[SimpleRequest], lease: Lease | None) -> None:
+    def __init__(
+        self, task: Batches, requests: Sequence[SimpleRequest], lease: Lease | None
+    ) -> None:
         self.task = task
         self.requests = list(requests)
         self.lease = lease
@@ -65,38 +71,22 @@ class Batch:
         """The requests that have no outcome yet."""
         return list(self._open.values())
 
-    @property
-    def given_back(self) -> Sequence[Outcome]:
-        """What is to run again, or was given up."""
-        return self._given_back
-
-    def admit(self, request: SimpleRequest) -> None:
-        """Adds a claimed request that the function shall not see."""
-        self._open[request.id] = request
-
     def find(self, task_id: str) -> SimpleRequest | None:
         """Returns the undecided request with an id."""
         return self._open.get(task_id)
 
     def succeed(self, request: SimpleRequest, value: Any, *, store: bool = True) -> None:
         """Settles one request with a result; one that cannot be serialized fails it."""
-        if self._take(request):
-            self.values[request.id] = value
-            if self.lease is not None:
-                self._tell(request, lambda: self._tell_success(request, value, store))
+        stored = self._tell(request, value, lambda: self._tell_success(request, value, store))
+        self._forget(request, stored)
 
-    def fail(self, request: SimpleRequest, exc: BaseException) -> None:
+    def fail(self, request: SimpleRequest, exc: Exception) -> None:
         """Settles one request with an exception."""
-        if self._take(request):
-            self.values[request.id] = exc
-            if self.lease is not None:
-                self._tell(request, lambda: completion.tell_failure(self.task, request, exc))
+        self._forget(request, self._tell_failure(request, exc))
 
-    def bury(self, request: SimpleRequest, exc: BaseException) -> None:
+    def bury(self, request: SimpleRequest, exc: Exception) -> None:
         """Fails one request, and keeps it as a dead letter for an operator."""
-        if self._take(request):
-            self._confirm()
-            completion.tell_failure(self.task, request, exc)
+        if self._tell_failure(request, exc) is not None:
             self._given_back.append(Outcome(request.id, Verb.DEAD, error=repr(exc)))
 
     def put_back(self, request: SimpleRequest, delay_ms: int = 0) -> None:
@@ -109,7 +99,7 @@ class Batch:
         request: SimpleRequest,
         *,
         countdown: float | None = None,
-        exc: BaseException | None = None,
+        exc: Exception | None = None,
         max_retries: int | None = None,
     ) -> bool:
         """Lets one request run again later; one that has no tries left fails.
@@ -121,14 +111,11 @@ class Batch:
             return False
         limit = self.task.max_retries if max_retries is None else max_retries
         if limit is not None and request.retries >= limit:
-            self.fail(request, exc or self.task.MaxRetriesExceededError(
-                f"Can't retry {self.task.name}[{request.id}] after {request.retries} retries",
-                task_args=request.args, task_kwargs=request.kwargs,
-            ))
+            self.fail(request, exc or self._exhausted(request))
             return False
         del self._open[request.id]
         seconds = self.task.default_retry_delay if countdown is None else countdown
-        reason = Retry(exc=exc, when=seconds)
+        reason: Any = Retry(exc=exc, when=seconds)  # type: ignore[arg-type]
         self.values[request.id] = reason
         if self.lease is not None:
             completion.tell_retry(self.task, request, reason)
@@ -138,44 +125,74 @@ class Batch:
             )
         return True
 
+    def give_up(self, request: SimpleRequest, exc: Exception) -> None:
+        """Settles a claimed request that the function shall not see: one that cannot be run."""
+        self._open[request.id] = request
+        if isinstance(exc, UnknownEnvelope):
+            self.put_back(request, UNKNOWN_DELAY_MS)
+        else:
+            logger.error("%s[%s] is given up: %s", request.name, request.id, exc)
+            self.bury(request, exc)
+
+    def reject(self, exc: Any) -> None:
+        """Settles what is undecided when the function raised `Reject`."""
+        for request in self.undecided:
+            if exc.requeue:
+                self.put_back(request)
+            else:
+                self.bury(request, exc)
+
+    def _exhausted(self, request: SimpleRequest) -> Exception:
+        make: Any = self.task.MaxRetriesExceededError
+        text = f"Can't retry {self.task.name}[{request.id}] after {request.retries} retries"
+        exc: Exception = make(text, task_args=request.args, task_kwargs=request.kwargs)
+        return exc
+
     def requeued(self, task_id: str) -> None:
         """Notes that the function called the task again with the id of one of its requests."""
         self._open.pop(task_id, None)
 
-    def take_returned(self, returned: Any) -> None:
-        """Settles what is undecided by what the function returned.
+    def results_of(self, returned: Any) -> Mapping[str, Any]:
+        """Returns what a function returned as results by request id.
 
         Args:
             returned: None; a list or tuple with a result per request, in order; or a mapping of
-                request id to result. An exception in the place of a result fails its request.
+                request id to result.
 
         Raises:
             ResultCountError: A list has another length than the batch.
             ResultKeyError: A mapping has a key that is no request's id.
             ResultTypeError: It is something else.
         """
-        self._ending = True
         ids = [request.id for request in self.requests]
         if returned is None:
-            results: Mapping[str, Any] = {}
-        elif isinstance(returned, (list, tuple)):
+            return {}
+        if isinstance(returned, (list, tuple)):
             if len(returned) != len(ids):
                 raise ResultCountError(self.task.name, len(returned), len(ids))
-            results = dict(zip(ids, returned, strict=True))
-        elif isinstance(returned, Mapping):
-            if unknown := [key for key in returned if key not in set(ids)]:
-                raise ResultKeyError(self.task.name, unknown[0])
-            results = returned
-        else:
-            raise ResultTypeError(self.task.name, returned)
+            return dict(zip(ids, returned, strict=True))
+        if isinstance(returned, Mapping):
+            if unknown := returned.keys() - set(ids):
+                raise ResultKeyError(self.task.name, unknown.pop())
+            return returned
+        raise ResultTypeError(self.task.name, returned)
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Settles what is undecided when the function returned.
+
+        Args:
+            results: By request id; an exception fails its request, a missing one is None.
+        """
+        self._ending = True
+        store = self.task.returns_results
         for request in self.undecided:
             result = results.get(request.id)
-            if isinstance(result, BaseException):
+            if isinstance(result, Exception):
                 self.fail_or_retry(request, result)
             else:
-                self.succeed(request, result)
+                self.succeed(request, result, store=store)
 
-    def fail_or_retry(self, request: SimpleRequest, exc: BaseException) -> bool:
+    def fail_or_retry(self, request: SimpleRequest, exc: Exception) -> bool:
         """Retries one request if the task's `autoretry_for` covers the exception, else fails it.
 
         Returns:
@@ -187,14 +204,15 @@ class Batch:
             return False
         return self.retry(request, exc=exc, **plan)
 
-    def take_raised(self, exc: BaseException) -> bool:
+    def take_raised(self, exc: Exception) -> bool:
         """Settles what is undecided by what the function raised.
 
         Returns:
             Whether any of it will run again.
         """
         self._ending = True
-        return any([self.fail_or_retry(request, exc) for request in self.undecided])
+        kept = [self.fail_or_retry(request, exc) for request in self.undecided]
+        return any(kept)
 
     def flush(self) -> None:
         """Tells Redis what is finished so far, so that a crash does not run it again."""
@@ -202,22 +220,44 @@ class Batch:
             finished, self._finished = self._finished, []
             self.lease.ack(finished)
 
-    def close(self) -> None:
-        """Cuts its requests off: whoever kept one can no longer settle it."""
+    def settle(self) -> list[Bells]:
+        """Gives back what runs again, and ends the batch; returns the doorbells to ring."""
+        assert self.lease is not None
         for request in self.requests:
             request.batch = None
+        bells = self.lease.release(self._given_back) if self._given_back else []
+        self.lease.ack()
+        return bells
 
     def _take(self, request: SimpleRequest) -> bool:
         if self._open.pop(request.id, None) is not None:
             return True
-        logger.warning("%s[%s] has an outcome already: a second one is ignored", request.name,
-                       request.id)
+        logger.warning(
+            "%s[%s] has an outcome already: a second one is ignored", request.name, request.id
+        )
         return False
 
-    def _tell(self, request: SimpleRequest, tell: Callable[[], bool]) -> None:
-        """Tells an outcome, and makes sure that no second run can tell another one."""
-        self._confirm()
-        stored = tell()
+    def _tell(self, request: SimpleRequest, value: Any, tell: Callable[[], bool]) -> bool | None:
+        """Tells an outcome; returns whether a second run could find it, or None: not told."""
+        if not self._take(request):
+            return None
+        self.values[request.id] = value
+        if self.lease is None:
+            return None
+        try:
+            self._confirm()
+            return tell()
+        except BaseException:
+            self._open[request.id] = request
+            raise
+
+    def _tell_failure(self, request: SimpleRequest, exc: Exception) -> bool | None:
+        return self._tell(request, exc, lambda: completion.tell_failure(self.task, request, exc))
+
+    def _forget(self, request: SimpleRequest, stored: bool | None) -> None:
+        """Notes a told request as finished; at once where nothing else would tell a second run."""
+        if stored is None:
+            return
         self._finished.append(request.id)
         if not stored and not self._ending:
             self.flush()
@@ -226,8 +266,9 @@ class Batch:
         try:
             return completion.tell_success(self.task, request, value, store=store)
         except EncodeError as exc:
-            logger.error("%s[%s] has a result that cannot be stored: %r", request.name, request.id,
-                         exc)
+            logger.error(
+                "%s[%s] has a result that cannot be stored: %r", request.name, request.id, exc
+            )
             return completion.tell_failure(self.task, request, exc)
 
     def _confirm(self) -> None:
@@ -235,7 +276,10 @@ class Batch:
         lease = self.lease
         if lease is None:
             return
-        if not lease.lost and monotonic() - self._confirmed > self.task.lease / HEARTBEATS_PER_LEASE:
+        if (
+            not lease.lost
+            and monotonic() - self._confirmed > self.task.lease / HEARTBEATS_PER_LEASE
+        ):
             lease.extend()
             self._confirmed = monotonic()
         if lease.lost:
@@ -243,4 +287,3 @@ class Batch:
                 f"the lease on batch {self.token} of {self.task.name} ended while its function ran:"
                 " another worker runs its requests, and nothing of this run counts"
             )
-

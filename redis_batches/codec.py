@@ -50,12 +50,11 @@ def encode(envelope: Envelope, serializer: str | None, compression: str | None =
     """
     args, kwargs, embed = envelope.body
     body = (args, kwargs, embed) if embed and any(embed.values()) else (args, kwargs)
-    content_type, encoding, payload = dumps(body, serializer=serializer)
+    content_type, encoding, dumped = dumps(body, serializer=serializer)
+    payload: Any = dumped.encode() if isinstance(dumped, str) else dumped
     meta = dict(envelope.headers)
     if (content_type, encoding) != _DEFAULT_TYPE:
         meta["content"] = [content_type, encoding]
-    if isinstance(payload, str):
-        payload = payload.encode()
     if compression:
         payload, meta["compressed"] = compress(payload, compression)
     try:

@@ -12,7 +12,7 @@ from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 from celery import group, signature, states
-from celery._state import _task_stack
+from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
 from celery.exceptions import Retry
@@ -50,7 +50,7 @@ def tell_success(task: Batches, request: SimpleRequest, value: Any, *, store: bo
     return store
 
 
-def tell_failure(task: Batches, request: SimpleRequest, exc: BaseException) -> bool:
+def tell_failure(task: Batches, request: SimpleRequest, exc: Exception) -> bool:
     """Stores a failure, fails the rest of the chain and the chord, and calls errbacks.
 
     Returns:
@@ -71,9 +71,12 @@ def tell_failure(task: Batches, request: SimpleRequest, exc: BaseException) -> b
 def tell_retry(task: Batches, request: SimpleRequest, reason: Retry) -> None:
     """Stores that the call will be retried, and why."""
     if not ignored(task, request):
-        cause = reason.exc if isinstance(reason.exc, BaseException) else reason
+        cause = reason.exc if isinstance(reason.exc, Exception) else reason
         task.backend.mark_as_retry(
-            request.id, get_pickleable_exception(cause), traceback_of(cause), request=request.context
+            request.id,
+            get_pickleable_exception(cause),
+            traceback_of(cause),
+            request=request.context,
         )
 
 
@@ -99,12 +102,12 @@ def ignored(task: Batches, request: SimpleRequest) -> bool:
     return bool(task.ignore_result if request.ignore_result is None else request.ignore_result)
 
 
-def traceback_of(exc: BaseException) -> str | None:
+def traceback_of(exc: Exception) -> str | None:
     """Returns the text of an exception's traceback, if it was raised."""
     return "".join(format_exception(exc)) if exc.__traceback__ else None
 
 
-def _go_on(task: Batches, context: Context, value: Any) -> None:
+def _go_on(task: Batches, context: Any, value: Any) -> None:
     """Sends what is linked, then the next step of the chain, with a result."""
     app = task.app
     publish = getattr(app.amqp, "_retry_publish", lambda fun, *a, **kw: fun(*a, **kw))
@@ -114,7 +117,7 @@ def _go_on(task: Batches, context: Context, value: Any) -> None:
         "root_id": context.root_id or context.id,
         "priority": (context.delivery_info or {}).get("priority") if inherited else None,
     }
-    links = [signature(link, app=app) for link in context.callbacks or ()]
+    links: list[Any] = [signature(link, app=app) for link in context.callbacks or ()]
     plain = [link for link in links if not isinstance(link, group)]
     for link in links:
         if isinstance(link, group):

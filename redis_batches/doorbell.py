@@ -11,7 +11,6 @@ from hashlib import blake2b
 from typing import Any
 from uuid import uuid4
 
-from celery import Celery
 from celery.utils.log import get_task_logger
 from kombu import Exchange, Queue
 
@@ -38,7 +37,7 @@ def _node(hostname: str) -> str:
 
 
 def ring(
-    app: Celery,
+    app: Any,
     task: str,
     bells: Bells,
     *,
@@ -67,7 +66,7 @@ def ring(
 
 
 def _publish(
-    app: Celery, producer: Any, task: str, bells: Bells, priority: int | None, force: bool
+    app: Any, producer: Any, task: str, bells: Bells, priority: int | None, force: bool
 ) -> None:
     errback = app.signature(ERRBACK, immutable=False)
     message = app.amqp.create_task_message(
@@ -89,7 +88,7 @@ def _publish(
     )
 
 
-def _declare(app: Celery, route: dict[str, Any]) -> list[Queue]:
+def _declare(app: Any, route: dict[str, Any]) -> list[Queue]:
     """Returns the queue to declare first, so that a doorbell of a producer alone is not lost."""
     name = route.get("queue")
     if not name:
@@ -97,4 +96,4 @@ def _declare(app: Celery, route: dict[str, Any]) -> list[Queue]:
     if name in app.amqp.queues:
         return [app.amqp.queues[name]]
     exchange = Exchange(route.get("exchange") or name, route.get("exchange_type", "direct"))
-    return [Queue(name, exchange, route.get("routing_key"))]
+    return [Queue(name, exchange, route.get("routing_key", name))]

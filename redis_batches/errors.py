@@ -123,8 +123,8 @@ class ResultKeyError(BatchesError, ValueError):
 
     def __init__(self, task: str, key: object) -> None:
         super().__init__(
-            f"{task} returned a dict with the key {key!r}, which is no request's id: use request.id "
-            "as key, or return None and settle with request.succeed(value)"
+            f"{task} returned a dict with the key {key!r}, which is no request's id: use "
+            "request.id as key, or return None and settle with request.succeed(value)"
         )
 
 
@@ -133,6 +133,6 @@ class ResultTypeError(BatchesError, TypeError):
 
     def __init__(self, task: str, returned: object) -> None:
         super().__init__(
-            f"{task} returned {type(returned).__name__}: return a list with a result per request in "
-            "their order, a dict by request id, or None"
+            f"{task} returned {type(returned).__name__}: return a list with a result per request "
+            "in their order, a dict by request id, or None"
         )

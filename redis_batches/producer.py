@@ -6,7 +6,7 @@ remembers where the message would go, and a producer whose `publish` pushes into
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import timezone
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -41,7 +41,7 @@ class Hop:
 
     def __init__(self, task: Batches, *, own_id: bool, keep_reprs: bool, producer: Any) -> None:
         self._task = task
-        self._app = task.app
+        self._app: Any = task.app
         self._nonce = "" if own_id else uuid4().hex[:16]
         self._keep_reprs = keep_reprs
         self._producer = producer
@@ -172,7 +172,6 @@ def _eta_ms(app: Any, headers: dict[str, Any]) -> int | None:
     eta = headers.get("eta")
     if not eta:
         return None
-    parsed = maybe_iso8601(eta)
+    parsed: Any = maybe_iso8601(eta)
     aware = maybe_make_aware(parsed, app.timezone)
-    assert isinstance(aware, datetime)
     return round(aware.astimezone(timezone.utc).timestamp() * 1000)

@@ -76,9 +76,7 @@ class SimpleRequest:
         if self._derive is None:
             return {"id": self.id, "args": self.args, "kwargs": self.kwargs}
         task, envelope, route = self._derive
-        found = messages.unpack(
-            task, self.id, envelope, hostname=self.hostname or "", route=route
-        )
+        found = messages.unpack(task, self.id, envelope, hostname=self.hostname or "", route=route)
         found["retries"] += self.attempts.tries
         return found
 
@@ -135,7 +133,7 @@ class SimpleRequest:
         """
         self._settler().succeed(self, value)
 
-    def fail(self, exc: BaseException) -> None:
+    def fail(self, exc: Exception) -> None:
         """Settles this call with an exception, which its caller's `.get()` raises.
 
         Raises:
@@ -143,7 +141,7 @@ class SimpleRequest:
         """
         self._settler().fail(self, exc)
 
-    def retry(self, *, countdown: float | None = None, exc: BaseException | None = None) -> None:
+    def retry(self, *, countdown: float | None = None, exc: Exception | None = None) -> None:
         """Runs this call again later, in another batch; the others of this batch go on.
 
         Args:

@@ -23,7 +23,7 @@ from redis_batches.store import Registry, Store
 class Runtime:
     """The state of this package in one app and one process."""
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Any) -> None:
         self.app = app
         #: The shortest flush interval of the app's batch tasks, in seconds.
         self.shortest = math.inf
@@ -107,7 +107,7 @@ def _urls(setting: Any) -> Iterable[str]:
 _runtimes: WeakKeyDictionary[Celery, Runtime] = WeakKeyDictionary()
 
 
-def runtime_of(app: Celery) -> Runtime:
+def runtime_of(app: Any) -> Runtime:
     """Returns the runtime of an app."""
     app = getattr(app, "_get_current_object", lambda: app)()
     found = _runtimes.get(app)

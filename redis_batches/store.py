@@ -45,6 +45,14 @@ _T = TypeVar("_T")
 PUSH_CHUNK = 500
 ACK_CHUNK = 1000
 SWEEP_LIMIT = 500
+_COUNTS = (
+    ("hlen", "items"),
+    ("hlen", "own"),
+    ("zcard", "delayed"),
+    ("zcard", "eta"),
+    ("zcard", "dead"),
+    ("hgetall", "stats"),
+)
 
 
 def chunked(values: Iterable[_T], size: int) -> Iterable[list[_T]]:
@@ -212,7 +220,9 @@ class Store:
             ready=tuple((group, tuple(ids)) for group, ids in ready.items()),
         )
 
-    def reclaim(self, token: str, group: str, trigger: Trigger, *, seen_dead: bool = False) -> Bells:
+    def reclaim(
+        self, token: str, group: str, trigger: Trigger, *, seen_dead: bool = False
+    ) -> Bells:
         """Takes a dead run's batch back, unless it is alive; returns the doorbells to ring."""
         reply = self.run(
             "reclaim",
@@ -265,9 +275,9 @@ class Store:
         """
         key = self.keys.resolve
         with translated("count requests"):
-            pipe = self.client.pipeline(transaction=False)
-            pipe.hlen(key("items")).hlen(key("own")).zcard(key("delayed"))  # type: ignore[no-untyped-call]
-            pipe.zcard(key("eta")).zcard(key("dead")).hgetall(key("stats"))
+            pipe: Any = self.client.pipeline(transaction=False)
+            for command, name in _COUNTS:
+                getattr(pipe, command)(key(name))
             items, running, delayed, eta, dead, counters = pipe.execute()
         counted = {text(name): value for name, value in counters.items()}
         grown = ("pushed", "acked", "claimed", "reclaimed", "dropped")
@@ -406,6 +416,8 @@ def _read_row(entry: bytes, attempts: bytes, value: bytes) -> Claimed:
     since_ms, _, task_id = text(entry).split(":", 2)
     _, _, rest = value.partition(b":")
     _, _, envelope = rest.partition(b":")
-    counts = [int(count) for count in attempts.split(b":")] if attempts else []
-    state = Attempts(*counts[:4], lost=bool(counts[4])) if counts else Attempts()
+    if not attempts:
+        return Claimed(task_id, int(since_ms), Attempts(), envelope)
+    tries, crashes, alone, split, lost = map(int, attempts.split(b":"))
+    state = Attempts(tries, crashes, alone, split, bool(lost))
     return Claimed(task_id, int(since_ms), state, envelope)

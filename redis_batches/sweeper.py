@@ -65,6 +65,7 @@ class Sweeper:
 
     def _sweep(self, served: Served, greet: bool) -> float:
         pace = self._pace(served.trigger)
+        wait_ms = None
         for _ in range(MAX_ROUNDS):
             swept = served.store.sweep(
                 served.trigger.interval_ms,
@@ -75,9 +76,10 @@ class Sweeper:
             if swept is None:
                 return self._interval
             self._serve(served, swept)
+            wait_ms = swept.wait_ms
             if max(len(swept.bells), len(swept.expired), len(swept.ready)) < SWEEP_LIMIT:
                 break
-        return pace if swept.wait_ms is None else min(pace, (swept.wait_ms + 1) / 1000)
+        return pace if wait_ms is None else min(pace, (wait_ms + 1) / 1000)
 
     def _pace(self, trigger: Trigger) -> float:
         """What a tick does not see is armed later, and due a flush interval after that."""

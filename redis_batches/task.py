@@ -1,42 +1,25 @@
-"""`Batches`, the task class, and `batched_task`, the decorator."""
+"""`Batches`, the task class: how a batch task is called, and how it retries."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any, TypeVar
+from typing import Any
 
-from celery import Celery, Task, current_app
-from celery._state import _get_active_apps, connect_on_app_finalize
-from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
-from celery.local import Proxy
-from celery.utils.log import get_task_logger
-from celery.utils.nodenames import gethostname
+from celery import Task
+from celery.exceptions import Ignore, Retry
 from celery.utils.time import get_exponential_backoff_interval
-from kombu.serialization import prepare_accept_content
 from kombu.utils.uuid import uuid
 
-from redis_batches import completion, worker
-from redis_batches.backends import watch, watch_app
+from redis_batches import worker
+from redis_batches.backends import watch_app
 from redis_batches.batch import Batch, running
-from redis_batches.codec import Envelope, UnknownEnvelope, decode
 from redis_batches.config import check_function, check_name, make_trigger
-from redis_batches.doorbell import MARKER, new_token, ring
-from redis_batches.errors import BatchesError
-from redis_batches.model import Bells, Claimed, Idle, Trigger
+from redis_batches.doorbell import MARKER, ring
+from redis_batches.model import Bells, Trigger
 from redis_batches.producer import Hop, SentEvents
 from redis_batches.request import SimpleRequest
+from redis_batches.runner import RUNNING, Runner
 from redis_batches.runtime import Runtime, runtime_of
-from redis_batches.store import Lease
-
-logger = get_task_logger(__name__)
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-#: A request that killed its worker so often, alone in its batch, is not run again.
-MAX_CRASHES_ALONE = 3
-#: How long a request of a newer version waits for a newer worker.
-UNKNOWN_DELAY_MS = 5000
 
 
 class Batches(Task):  # type: ignore[type-arg]
@@ -68,11 +51,11 @@ class Batches(Task):  # type: ignore[type-arg]
         check_function(self.run, bound=False)
         if self.name:
             check_name("the task's name", self.name)
-        self._function = self.run
-        self.run = self._enter
+        self.function = self.run
+        self.run = self._enter  # type: ignore[method-assign]
 
     @classmethod
-    def on_bound(cls, app: Celery) -> None:
+    def on_bound(cls, app: Any) -> None:
         """Prepares the app at the first batch task: the sweeps, and the result backends."""
         super().on_bound(app)
         watch_app(app)
@@ -101,7 +84,7 @@ class Batches(Task):  # type: ignore[type-arg]
             BacklogFull: Too many requests wait.
             StoreError: Redis could not be reached; it is a `kombu` `OperationalError`.
         """
-        app = self._get_app()
+        app: Any = self.app
         if not app.conf.task_always_eager:
             connection = options.pop("connection", None)
             if connection is not None:
@@ -151,11 +134,9 @@ class Batches(Task):  # type: ignore[type-arg]
         As `celery.Task.retry`, but nothing is published: the requests wait in Redis, each with a
         count of its own. With `throw` it raises `Retry`, or `exc` if no request has tries left.
         """
-        batch: Batch | None = getattr(self.request, "batch", None)
+        batch: Batch | None = getattr(self.request, RUNNING, None)
         if batch is None:
-            return super().retry(
-                args, kwargs, exc, throw, eta, countdown, max_retries, **options
-            )
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         if args is not None or kwargs is not None or options:
             raise TypeError(
                 "inside a batch retry() takes exc, throw, eta, countdown and max_retries: "
@@ -169,7 +150,8 @@ class Batches(Task):  # type: ignore[type-arg]
         ]
         if throw and not any(kept) and exc is not None:
             raise exc
-        reason = Retry(exc=exc, when=eta or countdown)
+        when: Any = eta or countdown
+        reason = Retry(exc=exc, when=when)
         if throw:
             raise reason
         return reason
@@ -216,253 +198,11 @@ class Batches(Task):  # type: ignore[type-arg]
         return runtime_of(self.app)
 
     def _enter(self, *args: Any, **kwargs: Any) -> Any:
-        """Stands in for the function: answers a doorbell, or runs a direct call alone."""
-        bell = self.request.get(MARKER)
-        if bell is not None:
-            return self._answer(bell)
+        """Stands in for the function: answers a doorbell, or runs a call alone."""
+        marker = self.request.get(MARKER)
+        if marker is not None:
+            return Runner(self).answer(marker)
         only = args[0] if len(args) == 1 and not kwargs else None
         if isinstance(only, list) and only and all(isinstance(r, SimpleRequest) for r in only):
-            return self._function(only)
-        return self._run_alone(args, kwargs)
-
-    def _answer(self, bell: dict[str, Any]) -> Any:
-        """Claims a batch for a doorbell, runs it and settles it."""
-        lease = self._runtime.store(self.name).claim(
-            bell["group"],
-            self.trigger,
-            token=new_token(self.request.hostname),
-            bell=self.request.id,
-            rung_ms=bell["rung_ms"],
-            limit=self.time_limit,
-            once=not self.acks_late,
-            force=bool(bell.get("force")),
-        )
-        if isinstance(lease, Idle):
-            raise Ignore(f"nothing to run: {lease.reason}")
-        ring(self.app, self.name, lease.bells)
-        with self._runtime.heartbeat.keep(lease):
-            return self._run_leased(lease)
-
-    def fail_batch(self, group: str, token: str, exc: Exception) -> None:
-        """Fails what a run that Celery ended has not decided, as Celery fails a single task."""
-        lease = self._runtime.store(self.name).claim(group, self.trigger, token=token)
-        assert isinstance(lease, Lease)
-        batch, _ = self._open(lease)
-        for request in batch.undecided:
-            batch.fail(request, exc)
-        self._settle(batch)
-
-    def _run_leased(self, lease: Lease) -> Any:
-        watch(self.backend)
-        batch, broken = self._open(lease)
-        for request, exc in broken:
-            self._give_up(batch, request, exc)
-        raised: BaseException | None = None
-        returned: Any = None
-        if batch.requests:
-            try:
-                returned = self._run_function(batch)
-            except Exception as exc:
-                raised = exc
-            except BaseException:
-                self._put_back(batch)
-                raise
-        self._settle(batch)
-        if raised is not None:
-            raise raised
-        return returned
-
-    def _run_function(self, batch: Batch) -> Any:
-        """Calls the function and settles what it left undecided; raises what the trace shall see."""
-        self.request.batch = batch
-        running.update(dict.fromkeys((request.id for request in batch.requests), batch))
-        try:
-            returned = self._function(batch.requests)
-            if self.returns_results:
-                batch.take_returned(returned)
-            else:
-                batch.take_returned(None)
-            return returned
-        except (Retry, Ignore):
-            raise
-        except Reject as exc:
-            for request in batch.undecided:
-                batch.put_back(request) if exc.requeue else batch.bury(request, exc)
-            raise Ignore(f"rejected: {exc}") from exc
-        except Exception as exc:
-            if batch.lost:
-                raise
-            if batch.take_raised(exc):
-                raise Retry(exc=exc) from exc
-            raise
-        finally:
-            for request in batch.requests:
-                running.pop(request.id, None)
-            batch.close()
-
-    def _settle(self, batch: Batch) -> None:
-        """Gives back what runs again, and ends the batch."""
-        assert batch.lease is not None
-        if batch.given_back:
-            for bells in batch.lease.release(batch.given_back):
-                ring(self.app, self.name, bells)
-        batch.lease.ack()
-
-    def _put_back(self, batch: Batch) -> None:
-        """Lets another worker run what this one, which is shutting down, has not decided."""
-        for request in batch.undecided:
-            batch.put_back(request)
-        try:
-            self._settle(batch)
-        except BatchesError as exc:
-            logger.warning("cannot put batch %s back, its lease will end: %s", batch.token, exc)
-
-    def _open(self, lease: Lease) -> tuple[Batch, list[tuple[SimpleRequest, Exception | None]]]:
-        """Returns the batch to run, and the requests that cannot run with the reason."""
-        route = json.loads(lease.bells.route or "{}")
-        accept = prepare_accept_content(self.app.conf.accept_content)
-        good: list[SimpleRequest] = []
-        broken: list[tuple[SimpleRequest, Exception | None]] = []
-        for claimed in lease.requests:
-            envelope, exc = _decode(claimed, accept)
-            request = SimpleRequest.of(
-                self.name,
-                claimed,
-                envelope,
-                hostname=self.request.hostname or gethostname(),
-                route=route,
-                ignore_result=self.ignore_result,
-            )
-            if exc is None:
-                exc = _poison(claimed)
-            if exc is not None:
-                broken.append((request, exc))
-            elif request.attempt > 1 and completion.is_settled(self, request):
-                broken.append((request, None))
-            else:
-                completion.tell_started(self, request)
-                good.append(request)
-        return Batch(self, good, lease), broken
-
-    def _give_up(self, batch: Batch, request: SimpleRequest, exc: Exception | None) -> None:
-        """Settles a request that is not run: settled before, of a newer version, or hopeless."""
-        if isinstance(exc, UnknownEnvelope):
-            batch.admit(request)
-            batch.put_back(request, UNKNOWN_DELAY_MS)
-        elif exc is not None:
-            logger.error("%s[%s] is given up: %s", self.name, request.id, exc)
-            batch.admit(request)
-            batch.bury(request, exc)
-
-    def _run_alone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs a direct, an eager or a foreign call as a batch of one; its outcome is the call's."""
-        context = self.request
-        request = SimpleRequest(
-            context.id or uuid(),
-            self.name,
-            args,
-            kwargs,
-            context.delivery_info or {},
-            context.hostname or gethostname(),
-            context.ignore_result,
-            context.reply_to,
-            context.correlation_id,
-            {**context.__dict__, "args": args, "kwargs": kwargs},
-        )
-        batch = Batch(self, [request], None)
-        running[request.id] = batch
-        try:
-            returned = self._function(batch.requests)
-            if self.returns_results:
-                batch.take_returned(returned)
-                returned = None
-        finally:
-            running.pop(request.id, None)
-            batch.close()
-        outcome = batch.values.get(request.id, returned)
-        if isinstance(outcome, Retry) and not context.called_directly:
-            return super().retry(exc=outcome.exc, countdown=outcome.when)
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
-
-
-def batched_task(
-    flush_every: int | Callable[..., Any] = 10,
-    flush_interval: float = 30,
-    *,
-    app: Celery | None = None,
-    base: type[Task] | None = None,  # type: ignore[type-arg]
-    **options: Any,
-) -> Any:
-    """Makes a batch task of a function that takes a list of `SimpleRequest`.
-
-    The function may return a list with a result per request, in order, or a dict of request id to
-    result; an exception in the place of a result fails that request. Returning None is the result
-    None for every request that has no outcome yet.
-
-    Args:
-        flush_every: Requests that make a full batch, 1 to 10,000.
-        flush_interval: Seconds that the oldest request waits for others, 0 to 7 days.
-        app: The app of the task; by default each app that uses it, as `shared_task` does.
-        base: A task class to build on instead of the app's own.
-        options: Any option of `app.task`.
-
-    Raises:
-        OptionError: An option has a value that is not allowed.
-    """
-    if callable(flush_every):
-        return batched_task()(flush_every)
-    make_trigger(flush_every, flush_interval)
-    chosen = {"flush_every": flush_every, "flush_interval": flush_interval, **options}
-
-    def decorate(fun: Callable[..., Any]) -> Any:
-        check_function(fun, bound=bool(options.get("bind")))
-
-        def make(owner: Celery) -> Any:
-            return owner._task_from_fun(fun, base=_base_for(owner, base), returns_results=True,
-                                        **chosen)
-
-        if app is not None:
-            return app.task(fun, base=_base_for(app, base), returns_results=True, **chosen)
-        connect_on_app_finalize(make)
-        for active in _get_active_apps():
-            if active.finalized:
-                with active._finalize_mutex:
-                    make(active)
-        name = options.get("name")
-
-        def find() -> Any:
-            owner = current_app._get_current_object()
-            return owner.tasks[name or owner.gen_task_name(fun.__name__, fun.__module__)]
-
-        return Proxy(find)
-
-    return decorate
-
-
-def _base_for(app: Celery, base: type[Task] | None) -> type[Task]:  # type: ignore[type-arg]
-    """Returns a batch task class that keeps what the app's own task class adds."""
-    parent = base or app.Task
-    if issubclass(parent, Batches):
-        return parent
-    return type("BatchTask", (Batches, parent), {"abstract": True})
-
-
-def _decode(claimed: Claimed, accept: Any) -> tuple[Envelope, Exception | None]:
-    try:
-        return decode(claimed.envelope, accept), None
-    except BatchesError as exc:
-        return Envelope(), exc
-
-
-def _poison(claimed: Claimed) -> Exception | None:
-    """Says why a request that killed its worker must not run again, if it must not."""
-    if claimed.attempts.lost:
-        return WorkerLostError("the worker died, and acks_late=False forbids a second run")
-    if claimed.attempts.alone >= MAX_CRASHES_ALONE:
-        return WorkerLostError(
-            f"the worker died {claimed.attempts.crashes} times while it ran this request, "
-            f"{claimed.attempts.alone} times with no other in its batch"
-        )
-    return None
+            return self.function(only)
+        return Runner(self).run_alone(args, kwargs)

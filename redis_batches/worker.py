@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from celery import Celery, Task, bootsteps
+from celery import Task, bootsteps
 from celery.exceptions import TimeLimitExceeded
 from celery.utils.log import get_task_logger
 
@@ -19,6 +19,7 @@ from redis_batches.doorbell import ERRBACK, MARKER, is_token_of, ring
 from redis_batches.errors import BatchesError
 from redis_batches.model import Bells, Trigger
 from redis_batches.producer import destination
+from redis_batches.runner import Runner
 from redis_batches.runtime import runtime_of
 from redis_batches.sweeper import Served, Sweeper
 
@@ -69,9 +70,7 @@ class SweeperStep(bootsteps.StartStopStep):
             return
         served = _own_tasks(consumer.app)
         name = f"{consumer.hostname}:{uuid4().hex[:8]}"
-        self._sweeper = Sweeper(
-            lambda: served, ringer(consumer.app), settings.sweep_interval, name
-        )
+        self._sweeper = Sweeper(lambda: served, ringer(consumer.app), settings.sweep_interval, name)
         self._schedule(consumer, 0.0)
 
     def stop(self, consumer: Any) -> None:
@@ -97,7 +96,7 @@ class SweeperStep(bootsteps.StartStopStep):
             self._schedule(consumer, wait)
 
 
-def install(app: Celery, task: type[Batches]) -> None:
+def install(app: Any, task: type[Batches]) -> None:
     """Adds the sweeps to an app and its workers, and keeps beat's period in step."""
     runtime = runtime_of(app)
     if not runtime.installed:
@@ -110,7 +109,7 @@ def install(app: Celery, task: type[Batches]) -> None:
     app.add_periodic_task(period, app.signature(SWEEP), name=SWEEP)
 
 
-def errback(app: Celery) -> Any:
+def errback(app: Any) -> Any:
     """Returns the function that Celery calls inline when it saw the run of a doorbell end badly.
 
     That is in the pool child for an exception, which the run has settled by then, and in the main
@@ -127,7 +126,7 @@ def errback(app: Celery) -> Any:
             return
         logger.warning("the run of batch %s of %s ended with %r", token, task.name, exc)
         if isinstance(exc, TimeLimitExceeded):
-            task.fail_batch(marker["group"], token, exc)
+            Runner(task).fail(marker["group"], token, exc)
         else:
             bells = store.reclaim(token, marker["group"], task.trigger, seen_dead=True)
             ring(app, task.name, bells)
@@ -135,7 +134,7 @@ def errback(app: Celery) -> Any:
     return on_batch_lost
 
 
-def ringer(app: Celery) -> Any:
+def ringer(app: Any) -> Any:
     """Returns what a sweeper rings with."""
 
     def ring_for(task: str, bells: Bells) -> None:
@@ -144,12 +143,12 @@ def ringer(app: Celery) -> Any:
     return ring_for
 
 
-def batch_tasks(app: Celery) -> list[Batches]:
+def batch_tasks(app: Any) -> list[Batches]:
     """Returns the batch tasks of an app, in the order in which they were made."""
     return [task for task in app.tasks.values() if hasattr(task, "flush_every")]
 
 
-def registered_tasks(app: Celery) -> list[Served]:
+def registered_tasks(app: Any) -> list[Served]:
     """Returns every batch task of the namespace, with its options as its workers wrote them."""
     runtime = runtime_of(app)
     return [
@@ -158,12 +157,12 @@ def registered_tasks(app: Celery) -> list[Served]:
     ]
 
 
-def _own_tasks(app: Celery) -> Iterable[Served]:
+def _own_tasks(app: Any) -> Iterable[Served]:
     store = runtime_of(app).store
     return [Served(store(task.name), task.trigger) for task in batch_tasks(app)]
 
 
-def _register(app: Celery) -> None:
+def _register(app: Any) -> None:
     """Writes down what this worker serves, so that any sweeper can sweep for it."""
     try:
         registry = runtime_of(app).registry
@@ -177,14 +176,14 @@ def _register(app: Celery) -> None:
         logger.warning("cannot register the batch tasks: %s", exc)
 
 
-def _sweep_queue(app: Celery) -> Any:
+def _sweep_queue(app: Any) -> Any:
     """Returns the queue that somebody who knows the sweep task consumes."""
     configured = runtime_of(app).settings.sweep_queue
     if configured:
         return configured
     for task in batch_tasks(app):
-        options = task._get_exec_options()
-        routed = app.amqp.router.route(dict(options), task.name, (), {}, task)
+        options = dict(task._get_exec_options())  # type: ignore[attr-defined]
+        routed = app.amqp.router.route(options, task.name, (), {}, task)
         found = destination(app, routed).get("queue")
         if found:
             return found

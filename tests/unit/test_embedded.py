@@ -138,6 +138,8 @@ def test_a_thread_that_ends_leaves_the_server_running():
     starter = threading.Thread(target=server.start)
     starter.start()
     starter.join()
+    threads = psutil.Process().threads
+    wait_until(lambda: starter.native_id not in {t.id for t in threads()}, "the thread ended")
     try:
         assert ping(server.url)
     finally:

@@ -1,0 +1,1 @@
+"""This project and celery-batches, measured side by side on one server."""

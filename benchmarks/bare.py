@@ -1,0 +1,71 @@
+"""The limit of `.delay()`: the same bytes, sent by a bare redis-py client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from redis.connection import AbstractConnection
+
+
+class BareCalls:
+    """The EVALSHA commands that some calls sent, to be sent again by nobody but redis-py.
+
+    Args:
+        url: The server that the calls go to. What they store is removed, so that the commands
+            find the same state as the calls did.
+        make_calls: Makes the calls.
+    """
+
+    def __init__(self, url: str, make_calls: Callable[[], None]) -> None:
+        self._client = redis.Redis.from_url(url)
+        self._client.ping()
+        self._commands = _record(make_calls)
+        for key in self._client.scan_iter("rb:*"):
+            self._client.unlink(key)
+
+    def send(self, count: int) -> None:
+        """Sends the next commands, each once.
+
+        Raises:
+            RuntimeError: The last one stored nothing new.
+        """
+        commands, self._commands = self._commands[:count], self._commands[count:]
+        reply: Any = None
+        for sha, number_of_keys, *rest in commands:
+            reply = self._client.evalsha(sha, number_of_keys, *rest)
+        if len(commands) != count or reply[-1] != b"new":
+            raise RuntimeError(f"{len(commands)} of {count} commands, the last reply is {reply!r}")
+
+
+def _record(make_calls: Callable[[], None]) -> list[tuple[Any, ...]]:
+    """Returns the arguments of every EVALSHA that is sent meanwhile."""
+    send = AbstractConnection.send_packed_command
+    found: list[tuple[Any, ...]] = []
+
+    def send_noted(self: Any, command: Any, *args: Any, **kwargs: Any) -> None:
+        verb, *arguments = _unpack(command)
+        if verb == b"EVALSHA":
+            found.append(tuple(arguments))
+        send(self, command, *args, **kwargs)
+
+    AbstractConnection.send_packed_command = send_noted  # type: ignore[method-assign]
+    try:
+        make_calls()
+    finally:
+        AbstractConnection.send_packed_command = send  # type: ignore[method-assign]
+    return found
+
+
+def _unpack(command: Any) -> list[bytes]:
+    """Returns the arguments of the first command in packed ones: `*2\\r\\n$3\\r\\nGET\\r\\n...`."""
+    rest = b"".join([command] if isinstance(command, bytes) else command)
+    head, _, rest = rest.partition(b"\r\n")
+    arguments = []
+    for _ in range(int(head[1:])):
+        size, _, rest = rest.partition(b"\r\n")
+        length = int(size[1:])
+        arguments.append(rest[:length])
+        rest = rest[length + 2 :]
+    return arguments

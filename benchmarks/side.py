@@ -1,0 +1,147 @@
+"""One side of the comparison: a library, the interpreter that has it, its callers and workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from benchmarks.peer import ROOT
+from redis_batches.embedded import HOST, EmbeddedServer
+
+WORKER = ("celery", "-A", "benchmarks.workload", "worker", "--pool", "prefork", "-c", "2")
+#: Seconds that a measurement may take, and that a worker may take to stop.
+PATIENCE, GRACE = 120, 10
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a batch function: when it began, in seconds, and its number of requests."""
+
+    started: float
+    size: int
+
+
+@dataclass(frozen=True)
+class Side:
+    """Ours or theirs.
+
+    Attributes:
+        name: "ours" or "theirs".
+        library: The module that `Batches` is imported from.
+        python: The interpreter that has it.
+        server: The server that both sides use, one after the other.
+        folder: Where its processes write.
+    """
+
+    name: str
+    library: str
+    python: Path
+    server: EmbeddedServer
+    folder: Path
+
+    def reset(self) -> None:
+        """Empties the server and forgets the runs."""
+        with redis.Redis.from_url(self.server.url) as client:
+            client.flushall()
+        self._runs.write_bytes(b"")
+
+    def call(self, measurement: str, task: str, count: int) -> dict[str, float]:
+        """Runs `benchmarks.caller` and returns what it measured.
+
+        Raises:
+            RuntimeError: It failed; the message quotes the end of its log.
+        """
+        arguments = ["benchmarks.caller", measurement, task, str(count)]
+        with self._log.open("ab") as log:
+            done = subprocess.run(
+                [str(self.python), "-m", *arguments],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                timeout=PATIENCE,
+            )
+        if done.returncode:
+            raise self._failure(" ".join(arguments))
+        measured: dict[str, float] = json.loads(done.stdout)
+        return measured
+
+    @contextmanager
+    def worker(self) -> Iterator[None]:
+        """Runs a worker with two processes for the length of a `with` block."""
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [str(self.python), "-m", *WORKER, "--without-gossip", "--without-mingle"],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            yield
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def runs_of(self, requests: int) -> list[Run]:
+        """Waits until so many requests ran; returns their runs, first to last.
+
+        Raises:
+            RuntimeError: They did not run in time; the message quotes the end of the log.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            lines = [line.split() for line in self._runs.read_text().splitlines()]
+            runs = [Run(float(started), int(size)) for started, size in lines]
+            if sum(run.size for run in runs) >= requests:
+                return sorted(runs, key=lambda run: run.started)
+            time.sleep(0.1)
+        raise self._failure(f"a worker that should run {requests} requests")
+
+    def versions(self) -> str:
+        """Returns what its environment has installed of interest."""
+        names = ("celery", "celery-batches", "kombu", "redis")
+        program = (
+            "from importlib.metadata import distributions\n"
+            "found = {d.name.lower(): d.version for d in distributions()}\n"
+            f"print(', '.join(f'{{n}} {{found[n]}}' for n in {names} if n in found))"
+        )
+        done = subprocess.run(
+            [str(self.python), "-c", program], stdout=subprocess.PIPE, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    @property
+    def _runs(self) -> Path:
+        return self.folder / f"{self.name}.runs"
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "BENCHMARK_LIBRARY": self.library,
+            "BENCHMARK_SERVER": f"redis://{HOST}:{self.server.port}",
+            "BENCHMARK_RUNS": str(self._runs),
+        }
+
+    def _failure(self, what: str) -> RuntimeError:
+        end = self._log.read_text(errors="replace")[-2000:]
+        return RuntimeError(f"{self.name}: {what} failed; its log ends:\n{end}")

@@ -1,0 +1,224 @@
+"""Claims a batch, runs the function, settles every request."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
+from celery.utils.log import get_task_logger
+from celery.utils.nodenames import gethostname
+from kombu.serialization import prepare_accept_content
+from kombu.utils.uuid import uuid
+
+from redis_batches import completion
+from redis_batches.backends import watch
+from redis_batches.batch import Batch, running
+from redis_batches.codec import Envelope, decode
+from redis_batches.doorbell import new_token, ring
+from redis_batches.errors import BatchesError
+from redis_batches.model import Claimed, Idle
+from redis_batches.request import SimpleRequest
+from redis_batches.runtime import runtime_of
+from redis_batches.store import Lease
+
+if TYPE_CHECKING:
+    from redis_batches.task import Batches
+
+logger = get_task_logger(__name__)
+
+#: A request that killed its worker so often, alone in its batch, is not run again.
+MAX_CRASHES_ALONE = 3
+#: How long a request waits whose outcome could not be told: the result backend may be down.
+UNTOLD_DELAY_MS = 5000
+#: The attribute of a doorbell's request that holds the batch it runs.
+RUNNING = "redis_batches_running"
+
+
+class Runner:
+    """Runs the batches of one task.
+
+    Args:
+        task: The batch task; while it answers a doorbell, `task.request` is the doorbell's.
+    """
+
+    def __init__(self, task: Batches) -> None:
+        self._task = task
+        self._runtime = runtime_of(task.app)
+        self._store = self._runtime.store(task.name)
+
+    def answer(self, marker: dict[str, Any]) -> Any:
+        """Claims a batch for a doorbell, runs it and settles it; returns what the function did.
+
+        Raises:
+            Ignore: There was nothing to run.
+            Retry: The function raised, and at least one request runs again.
+            LeaseLost: Another worker took the batch over.
+        """
+        task, bell = self._task, self._task.request
+        lease = self._store.claim(
+            marker["group"],
+            task.trigger,
+            token=new_token(str(bell.hostname)),
+            bell=str(bell.id),
+            rung_ms=marker["rung_ms"],
+            limit=task.time_limit,
+            once=not task.acks_late,
+            force=bool(marker.get("force")),
+        )
+        if isinstance(lease, Idle):
+            raise Ignore(f"nothing to run: {lease.reason}")
+        ring(task.app, task.name, lease.bells)
+        with self._runtime.heartbeat.keep(lease):
+            return self._run(lease)
+
+    def run_alone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a call outside Redis (direct, eager, by the broker) as a batch of one.
+
+        Returns:
+            The call's own result.
+
+        Raises:
+            Exception: What the call failed with.
+        """
+        task, context = self._task, self._task.request
+        request = SimpleRequest(
+            context.id or uuid(),
+            task.name,
+            args,
+            kwargs,
+            dict(context.delivery_info or {}),
+            context.hostname or gethostname(),
+            context.ignore_result,
+            context.reply_to,
+            context.correlation_id,
+            {**context.__dict__, "args": args, "kwargs": kwargs},
+        )
+        batch = Batch(task, [request], None)
+        returned = self._call_function(batch)
+        if task.returns_results:
+            batch.finish(batch.results_of(returned))
+            returned = None
+        outcome = batch.values.get(request.id, returned)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def fail(self, group: str, token: str, exc: Exception) -> None:
+        """Fails what a run that Celery ended has not decided, as Celery fails a single task."""
+        lease = self._store.claim(group, self._task.trigger, token=token)
+        if isinstance(lease, Lease):
+            batch, _ = self._open(lease)
+            for request in batch.undecided:
+                batch.fail(request, exc)
+            self._settle(batch)
+
+    def _run(self, lease: Lease) -> Any:
+        watch(self._task.backend)
+        batch, hopeless = self._open(lease)
+        for request, exc in hopeless:
+            batch.give_up(request, exc)
+        if not batch.requests:
+            self._settle(batch)
+            raise Ignore("no request of the batch is to be run")
+        setattr(self._task.request, RUNNING, batch)
+        try:
+            returned, raised = self._call(batch)
+            self._settle(batch)
+        except Exception:
+            self._put_back(batch, UNTOLD_DELAY_MS)
+            raise
+        except BaseException:
+            self._put_back(batch, 0)
+            raise
+        if raised is not None:
+            raise raised
+        return returned
+
+    def _call(self, batch: Batch) -> tuple[Any, Exception | None]:
+        """Runs the function and tells every outcome; returns what Celery shall see of it."""
+        try:
+            returned = self._call_function(batch)
+            results = batch.results_of(returned) if self._task.returns_results else {}
+        except Exception as exc:
+            return None, self._end(batch, exc)
+        batch.finish(results)
+        return returned, None
+
+    def _call_function(self, batch: Batch) -> Any:
+        ids = [request.id for request in batch.requests]
+        running.update(dict.fromkeys(ids, batch))
+        try:
+            return self._task.function(batch.requests)
+        finally:
+            for task_id in ids:
+                running.pop(task_id, None)
+
+    def _end(self, batch: Batch, exc: Exception) -> Exception:
+        """Settles what is undecided when the function raised; returns what Celery shall see."""
+        if isinstance(exc, (Retry, Ignore)) or batch.lost:
+            return exc
+        if isinstance(exc, Reject):
+            batch.reject(exc)
+            return Ignore(f"rejected: {exc}")
+        return Retry(exc=exc) if batch.take_raised(exc) else exc
+
+    def _settle(self, batch: Batch) -> None:
+        """Gives back what runs again, and ends the batch."""
+        for bells in batch.settle():
+            ring(self._task.app, self._task.name, bells)
+
+    def _put_back(self, batch: Batch, delay_ms: int) -> None:
+        """Lets another worker run what this one cannot finish."""
+        for request in batch.undecided:
+            batch.put_back(request, delay_ms)
+        try:
+            self._settle(batch)
+        except BatchesError as exc:
+            logger.warning("cannot put batch %s back, its lease will end: %s", batch.token, exc)
+
+    def _open(self, lease: Lease) -> tuple[Batch, list[tuple[SimpleRequest, Exception]]]:
+        """Returns the batch to run, and the requests that cannot run with the reason.
+
+        A request that an earlier run settled is in neither: it goes when the batch ends.
+        """
+        task = self._task
+        route = json.loads(lease.bells.route or "{}")
+        accept = prepare_accept_content(task.app.conf.accept_content)
+        hostname = task.request.hostname or gethostname()
+        good: list[SimpleRequest] = []
+        hopeless: list[tuple[SimpleRequest, Exception]] = []
+        for claimed in lease.requests:
+            envelope, exc = _decode(claimed, accept)
+            request = SimpleRequest.of(
+                task.name,
+                claimed,
+                envelope,
+                hostname=hostname,
+                route=route,
+                ignore_result=task.ignore_result,
+            )
+            if exc is not None:
+                hopeless.append((request, exc))
+            elif request.attempt == 1 or not completion.is_settled(task, request):
+                completion.tell_started(task, request)
+                good.append(request)
+        return Batch(task, good, lease), hopeless
+
+
+def _decode(claimed: Claimed, accept: Any) -> tuple[Envelope, Exception | None]:
+    """Returns a call, and why it must not run, if so."""
+    try:
+        envelope = decode(claimed.envelope, accept)
+    except BatchesError as exc:
+        return Envelope(), exc
+    if claimed.attempts.lost:
+        return envelope, WorkerLostError(
+            "the worker died, and acks_late=False forbids a second run"
+        )
+    if claimed.attempts.alone >= MAX_CRASHES_ALONE:
+        return envelope, WorkerLostError(
+            f"the worker died {claimed.attempts.crashes} times while it ran this request, "
+            f"{claimed.attempts.alone} times with no other in its batch"
+        )
+    return envelope, None

@@ -41,10 +41,12 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = argparse.ArgumentParser("benchmarks", description="Both libraries, side by side.")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="few requests: only to see it work")
+    parser.add_argument("--rounds", type=int, help="turns of each side (default: 3, quick: 2)")
+    parser.add_argument("--quick", action="store_true", help="few requests: rough figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value to a file")
     options = parser.parse_args()
+    if options.rounds is None:
+        options.rounds = 2 if options.quick else 3
     if options.rounds < 1:
         parser.error("--rounds has to be at least 1")
     return options

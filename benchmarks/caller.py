@@ -127,9 +127,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-MEASUREMENTS = {
-    measure.__name__: measure for measure in (fill, rate, threads, memory, latency)
-}
+MEASUREMENTS = {measure.__name__: measure for measure in (fill, rate, threads, memory, latency)}
 
 if __name__ == "__main__":
     measurement, task_name, count_text = sys.argv[1:]

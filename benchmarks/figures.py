@@ -33,26 +33,28 @@ class Figure:
 
     Attributes:
         key: Its name in the JSON.
-        title: Its name in the table, with the unit.
+        title: What is measured.
+        unit: What its values count.
         more_is_better: Whether it is a rate.
         digits: Decimals shown.
     """
 
     key: str
     title: str
+    unit: str
     more_is_better: bool = True
     digits: int = 0
 
 
 FIGURES = (
-    Figure("delay", ".delay() per second, 1 thread, results ignored"),
-    Figure("delay_results", ".delay() per second, 1 thread, Redis results"),
-    Figure("delay_threads", ".delay() per second, 16 threads, results ignored"),
-    Figure("drain", "requests run per second, results ignored"),
-    Figure("drain_results", "requests run per second, a result each"),
-    Figure("memory", "bytes in Redis per waiting request", more_is_better=False),
-    Figure("latency_p50", "ms from full batch to its run, p50", more_is_better=False, digits=1),
-    Figure("latency_p99", "ms from full batch to its run, p99", more_is_better=False, digits=1),
+    Figure("delay", ".delay(), 1 thread", "calls per second"),
+    Figure("delay_results", "same, Redis result backend", "calls per second"),
+    Figure("delay_threads", ".delay(), 16 threads", "calls per second"),
+    Figure("drain", "drain, 2 processes", "requests per second"),
+    Figure("drain_results", "same, a result per request", "requests per second"),
+    Figure("memory", "memory", "bytes per waiting request", more_is_better=False),
+    Figure("latency_p50", "full batch to its run, p50", "ms", more_is_better=False, digits=1),
+    Figure("latency_p99", "full batch to its run, p99", "ms", more_is_better=False, digits=1),
 )
 
 #: Measures one or several figures of one side, by their keys; `limit.KEY` is the limit of one.

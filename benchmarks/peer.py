@@ -24,8 +24,6 @@ def peer_python() -> Path:
         print(f"installing celery-batches into {FOLDER.name}", file=sys.stderr)
         venv.create(FOLDER, clear=True, symlinks=True)
         pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-qq"]
-        subprocess.run(
-            [*pip, "--disable-pip-version-check", "-r", str(REQUIREMENTS)], check=True
-        )
+        subprocess.run([*pip, "--disable-pip-version-check", "-r", str(REQUIREMENTS)], check=True)
         stamp.write_text(wanted, "utf-8")
     return python

@@ -10,10 +10,11 @@ from statistics import median
 from typing import Any
 
 import redis
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.figures import FIGURES, Figure
+from benchmarks.figures import FIGURES
 
 #: What one side measured in a round, by the keys of the figures.
 Round = dict[str, float]
@@ -39,12 +40,22 @@ def collect(ours: Sequence[Round], theirs: Sequence[Round]) -> dict[str, dict[st
 
 def show(console: Console, machine: dict[str, str], values: dict[str, Any]) -> None:
     """Prints the table, and below it what it was measured on."""
-    table = Table(title="redis_batches and celery-batches side by side", title_justify="left")
-    table.add_column("median, and min-max below")
-    for title in ("ours", "theirs", "ours is\nbetter", "bare\nEVALSHA", "ours\ntakes"):
+    table = Table(box=SIMPLE, padding=(0, 1, 1, 0))
+    table.add_column("median\nmin-max")
+    for title in ("ours", "theirs", "ours is\nbetter", "bare EVALSHA,\nours takes"):
         table.add_column(title, justify="right", no_wrap=True)
     for figure in FIGURES:
-        table.add_row(figure.title, *_cells(figure, values[figure.key]), end_section=True)
+        found = values[figure.key]
+        limit = ""
+        if "limit" in found:
+            limit = _cell(found["limit"], figure.digits) + "\n" + _cell(found["of_limit"], 2, "×")
+        table.add_row(
+            f"{figure.title}\n[dim]{figure.unit}[/dim]",
+            _cell(found["ours"], figure.digits),
+            _cell(found["theirs"], figure.digits),
+            _cell(found["ratio"], 1, "×"),
+            limit,
+        )
     console.print(table)
     for name, value in machine.items():
         console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
@@ -69,21 +80,11 @@ def describe_machine(url: str, versions: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _cells(figure: Figure, values: dict[str, list[float]]) -> list[str]:
-    digits = {"ratio": 1, "of_limit": 2}
-    cells = []
-    for name in ("ours", "theirs", "ratio", "limit", "of_limit"):
-        numbers = values.get(name)
-        if numbers is None:
-            cells.append("")
-            continue
-        middle, low, high = (
-            f"{number:,.{digits.get(name, figure.digits)}f}"
-            for number in (median(numbers), min(numbers), max(numbers))
-        )
-        sign = "×" if name in digits else ""
-        cells.append(f"{middle}{sign}\n[dim]{low}-{high}[/dim]")
-    return cells
+def _cell(numbers: list[float], digits: int, sign: str = "") -> str:
+    middle, low, high = (
+        f"{number:,.{digits}f}" for number in (median(numbers), min(numbers), max(numbers))
+    )
+    return f"{middle}{sign}\n[dim]{low}-{high}[/dim]"
 
 
 def _processor() -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from celery.app.amqp import AMQP
 from celery.app.task import Context
 from celery.utils.saferepr import saferepr
 
@@ -66,6 +67,7 @@ def pack(
         priority: The message's property.
     """
     derived = defaults(task, headers["id"])
+    keep_reprs = keep_reprs or not isinstance(body[0], tuple)
     kept = {
         name: value
         for name, value in headers.items()
@@ -87,7 +89,8 @@ def unpack(
     reply_to, priority = kept.pop(REPLY_TO, None), kept.pop(PRIORITY, None)
     headers = {**defaults(task, task_id), **kept}
     if "argsrepr" not in headers:
-        headers.update(argsrepr=saferepr(args), kwargsrepr=saferepr(kwargs))
+        headers["argsrepr"] = saferepr(tuple(args), AMQP.argsrepr_maxsize)
+        headers["kwargsrepr"] = saferepr(kwargs, AMQP.kwargsrepr_maxsize)
     return {
         **headers,
         "properties": {"correlation_id": task_id, "reply_to": reply_to or "", "priority": priority},

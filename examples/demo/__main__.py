@@ -18,17 +18,13 @@ from rich.status import Status
 from examples.demo import api, ledger, report
 from examples.demo.audit import Audit
 from examples.demo.cluster import Cluster, DemoError, Signals
-from examples.demo.producer import Sent
+from examples.demo.producer import Plan, Sent
 from examples.demo.progress import Display, Progress
 from redis_batches.embedded import EmbeddedServer
 from redis_batches.errors import BatchesError, ServerNotFound
 
 WORKERS = ["worker-1", "worker-2"]
 PRODUCERS = ["producer-1", "producer-2"]
-#: Of all calls one in so many is a question to the web API, up to a limit; the others are clicks.
-QUESTION_SHARE, MAX_QUESTIONS = 5, 4000
-#: Of all calls one in so many is sent slowly at the end, up to a limit.
-QUIET_SHARE, MAX_QUIET = 10, 400
 START_TIMEOUT = 60.0
 NO_SERVER = (
     "The demo starts a private Redis or Valkey server, and found none to start.\n"
@@ -64,22 +60,20 @@ def main() -> int:
 
 def run(calls: int, signals: Signals, console: Console) -> int:
     """Starts everything in turn, waits for the producers, and checks what happened."""
-    began = time.monotonic()
+    began, plan = time.monotonic(), Plan.of(calls)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="redis-batches-demo-")))
-        with step(console, "a private server"):
+        with step(console, "a private server and a web API"):
             server = stack.enter_context(EmbeddedServer())
-        web = stack.enter_context(api.Api())
-        connect(server, web)
+            web = stack.enter_context(api.Api())
+            connect(server, web)
         cluster = stack.enter_context(Cluster(folder, signals))
         with step(console, "two workers with two processes each, and beat"):
             start_workers(cluster)
-        progress = Progress(calls)
-        with step(console, f"two producers of {calls:,} calls"):
-            files = start_producers(cluster, calls)
-        watch(cluster, console, progress)
+        files = start_producers(cluster, plan)
+        console.print(f"[green]+[/] two producers with {calls:,} calls")
+        progress = watch(cluster, console, plan)
         audit = Audit([Sent.load(file) for file in files], progress.runs, ledger.read_clicks())
-        cluster.stop()
     report.show(console, audit, len(web.sizes), time.monotonic() - began)
     return 1 if audit.faults() else 0
 
@@ -108,50 +102,41 @@ def connect(server: EmbeddedServer, web: api.Api) -> None:
 
 def start_workers(cluster: Cluster) -> None:
     """Starts the workers and beat, and waits until they are ready."""
+    ready = dict.fromkeys(WORKERS, "ready.") | {"beat": "beat: Starting"}
     for name in WORKERS:
         cluster.celery(name, "worker", "-c", "2", "-n", f"{name}@%h", "-l", "INFO")
     cluster.celery("beat", "beat", "-s", str(cluster.folder / "schedule"), "-l", "INFO")
     cluster.wait(
-        lambda: all(cluster.printed(name, "ready.") for name in WORKERS)
-        and cluster.printed("beat", "beat: Starting"),
+        lambda: all(cluster.printed(name, text) for name, text in ready.items()),
         "the workers and beat are ready",
         START_TIMEOUT,
     )
 
 
-def start_producers(cluster: Cluster, calls: int) -> list[Path]:
-    """Starts the producers, which share the calls; returns where each will write its report."""
-    questions = min(calls // QUESTION_SHARE, MAX_QUESTIONS)
-    quiet = min(calls // QUIET_SHARE, MAX_QUIET)
+def start_producers(cluster: Cluster, plan: Plan) -> list[Path]:
+    """Starts the producers; returns the file in which each will report."""
     files = []
-    for i, name in enumerate(PRODUCERS):
-        shares = [(total + i) // len(PRODUCERS) for total in (calls, questions, quiet)]
+    for number, name in enumerate(PRODUCERS):
+        share = plan.share(number, len(PRODUCERS))
         files.append(cluster.folder / f"{name}.json")
-        cluster.producer(name, i, *shares, files[-1])
+        cluster.producer(name, number, share.calls, share.questions, share.quiet, files[-1])
     return files
 
 
-def watch(cluster: Cluster, console: Console, progress: Progress) -> None:
-    """Shows progress until every producer has its answers and nothing is left to run."""
+def watch(cluster: Cluster, console: Console, plan: Plan) -> Progress:
+    """Shows the progress until every producer has its answers and nothing is left to run."""
+    progress = Progress(plan)
     with Display(console, progress) as display:
 
         def finished() -> bool:
-            display.update(title_of(progress))
+            display.update()
             if not all(cluster.ended(name) for name in PRODUCERS):
                 return False
             progress.look()
-            return progress.pushed == progress.done and not progress.waiting + progress.running
+            return progress.idle
 
-        cluster.wait(finished, "every call is executed", timeout=60 + progress.calls / 200)
-
-
-def title_of(progress: Progress) -> str:
-    """Says what happens now."""
-    if progress.pushed < progress.calls:
-        return "calls come in"
-    if progress.done < progress.calls:
-        return "the last batches"
-    return "the producers check their answers"
+        cluster.wait(finished, "every call is executed", timeout=60 + plan.calls / 200)
+    return progress
 
 
 if __name__ == "__main__":

@@ -45,13 +45,6 @@ class Audit:
         executions = self.executions(task)
         return sum(executions[call] == 1 for call in self.accepted(task))
 
-    def shares(self) -> dict[str, int]:
-        """How many calls each worker executed."""
-        shares: Counter[str] = Counter()
-        for run in self.runs:
-            shares[run.worker] += len(run.ids)
-        return dict(sorted(shares.items()))
-
     @property
     def seconds(self) -> float:
         """How long the rush lasted."""
@@ -89,9 +82,9 @@ class Audit:
         for run in self.runs:
             if len(run.ids) > FLUSH_EVERY:
                 faults.append(f"{run.task}: a batch of {len(run.ids)} calls")
-            if len(run.ids) < FLUSH_EVERY and run.waited < FLUSH_INTERVAL - ROUNDING:
+            if not run.full and run.waited < FLUSH_INTERVAL - ROUNDING:
                 faults.append(f"{run.task}: {len(run.ids)} calls ran after {run.waited:.3f} s")
-        clicked = sum((Counter(sent.clicks) for sent in self.sent), Counter[str]())
+        clicked = sum((sent.clicks for sent in self.sent), Counter[str]())
         for page in sorted(clicked.keys() | self.clicks.keys()):
             if clicked[page] != self.clicks[page]:
                 faults.append(f"{clicked[page]:,} clicks on {page}, {self.clicks[page]:,} counted")

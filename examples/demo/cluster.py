@@ -1,7 +1,8 @@
-"""The processes of the demo: started one by one, watched while we wait, and all ended at the end."""
+"""The demo's processes: started one by one, watched while it waits, and all ended at the end."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -37,8 +38,11 @@ class Signals:
 
     def __init__(self) -> None:
         self.caught = 0
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._note)
+        signal.signal(signal.SIGINT, self._note)
+        signal.signal(signal.SIGTERM, self._note)
+        # nohup ignores it, and shall go on doing so.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.caught = self.caught or number
@@ -108,14 +112,10 @@ class Cluster:
             process.terminate()
         deadline = time.monotonic() + GRACE
         for process in self._started.values():
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(deadline - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
-                pass
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
 
     def _start(self, name: str, arguments: list[str]) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 
@@ -30,6 +30,7 @@ class Run:
         task: The function's own name.
         worker: Node name of the worker, without the host.
         ids: The calls that it got.
+        full: Whether these are as many as make a batch due; if not, the interval did.
         waited: Seconds that the oldest of them had waited.
         at: When it ran (Unix time).
     """
@@ -37,11 +38,12 @@ class Run:
     task: str
     worker: str
     ids: list[str]
+    full: bool
     waited: float
     at: float
 
 
-def record(requests: Sequence[SimpleRequest]) -> None:
+def record(requests: Sequence[SimpleRequest], flush_every: int) -> None:
     """Writes down that these calls have been executed, now and in this worker."""
     first, now = requests[0], time.time()
     since = [request.enqueued_at.timestamp() for request in requests if request.enqueued_at]
@@ -49,6 +51,7 @@ def record(requests: Sequence[SimpleRequest]) -> None:
         task=first.name.rpartition(".")[2],
         worker=str(first.hostname).partition("@")[0],
         ids=[request.id for request in requests],
+        full=len(requests) == flush_every,
         waited=now - min(since, default=now),
         at=now,
     )
@@ -70,7 +73,16 @@ def read_runs(start: int) -> list[Run]:
 
 def read_clicks() -> Counter[str]:
     """Returns the clicks of each page."""
-    return Counter({page: int(count) for page, count in _database().hgetall(_CLICKS).items()})
+    found = _database().hgetall(_CLICKS)
+    return Counter({str(page): int(count) for page, count in found.items()})
+
+
+def shares(runs: Iterable[Run]) -> dict[str, int]:
+    """Returns how many calls each worker executed."""
+    counts: Counter[str] = Counter()
+    for run in runs:
+        counts[run.worker] += len(run.ids)
+    return dict(sorted(counts.items()))
 
 
 @cache

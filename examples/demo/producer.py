@@ -1,7 +1,6 @@
 """A caller: sends clicks and questions, fetches the answers, and reports what it knows.
 
-`python -m examples.demo.producer SEED CALLS QUESTIONS QUIET FILE`: of the calls so many are questions,
-and the last QUIET come slowly.
+The demo starts it as `python -m examples.demo.producer SEED CALLS QUESTIONS QUIET FILE`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import random
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,9 +20,38 @@ from examples.demo.tasks import count_click, reputation
 
 PAGES = ["/", "/pricing", "/docs", "/blog", "/about", "/jobs"]
 DOMAINS = 2000
-#: Seconds between two calls of the quiet end, in which batches do not fill up by themselves.
+#: Seconds between two calls of the quiet end.
 QUIET_PAUSE = 1 / 30
 RESULT_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be sent.
+
+    Attributes:
+        calls: All of them.
+        questions: Those for the web API, evenly among the others, which are clicks.
+        quiet: Those at the end that come slowly, so that the interval makes their batches due.
+    """
+
+    calls: int
+    questions: int
+    quiet: int
+
+    @classmethod
+    def of(cls, calls: int) -> Plan:
+        """Returns the plan of a demo: every fifth call a question, every tenth at the quiet end."""
+        return cls(calls, min(calls // 5, 4000), min(calls // 10, 400))
+
+    def share(self, number: int, producers: int) -> Plan:
+        """Returns what one of several producers has to send; `number` counts from 0."""
+        parts = self.calls, self.questions, self.quiet
+        return Plan(*((part + number) // producers for part in parts))
+
+    def is_question(self, index: int) -> bool:
+        """Whether a call is a question."""
+        return index * self.questions // self.calls != (index + 1) * self.questions // self.calls
 
 
 @dataclass
@@ -33,55 +61,55 @@ class Sent:
     Attributes:
         ids: The accepted calls of each task.
         clicks: How often each page was clicked.
+        in_rush: Calls that were sent as fast as possible.
         started: When the first call was sent (Unix time).
-        rushed: When the rush was over, and the quiet end began.
-        in_rush: Calls that were accepted until then.
+        rushed: When the last call of the rush had been accepted.
         checked: Answers fetched and compared.
         wrong: What was wrong with some of them.
     """
 
     ids: dict[str, list[str]] = field(default_factory=lambda: {"count_click": [], "reputation": []})
     clicks: Counter[str] = field(default_factory=Counter)
+    in_rush: int = 0
     started: float = 0.0
     rushed: float = 0.0
-    in_rush: int = 0
     checked: int = 0
     wrong: list[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Writes it to a file."""
-        path.write_text(json.dumps(asdict(self)))
+        path.write_text(json.dumps(vars(self)))
 
     @classmethod
     def load(cls, path: Path) -> Sent:
         """Reads what `save` wrote."""
-        return cls(**json.loads(path.read_text()))
+        found = json.loads(path.read_text())
+        return cls(**{**found, "clicks": Counter(found["clicks"])})
 
 
-def send(sent: Sent, seed: int, calls: int, questions: int, quiet: int) -> list[tuple[str, Any]]:
-    """Sends the calls, the last `quiet` of them slowly.
+def send(sent: Sent, plan: Plan, seed: int) -> list[tuple[str, Any]]:
+    """Sends the calls of a plan.
 
     Returns:
         The URL and the `AsyncResult` of each question.
     """
     dice, asked = random.Random(seed), []
+    sent.in_rush = plan.calls - plan.quiet
     sent.started = time.time()
-    for i in range(calls):
-        if i == calls - quiet:
-            sent.rushed = time.time()
-        if i >= calls - quiet:
+    for index in range(plan.calls):
+        if index >= sent.in_rush:
             time.sleep(QUIET_PAUSE)
-        if i * questions // calls != (i + 1) * questions // calls:
+        if plan.is_question(index):
             url = f"https://shop-{dice.randrange(DOMAINS)}.example/cart"
             result = reputation.delay(url)
-            asked.append((url, result))
             sent.ids["reputation"].append(result.id)
+            asked.append((url, result))
         else:
             page = dice.choice(PAGES)
             sent.ids["count_click"].append(count_click.delay(page=page).id)
             sent.clicks[page] += 1
-    sent.rushed = sent.rushed or time.time()
-    sent.in_rush = calls - quiet
+        if index == sent.in_rush - 1:
+            sent.rushed = time.time()
     return asked
 
 
@@ -101,7 +129,7 @@ def check(sent: Sent, asked: list[tuple[str, Any]]) -> None:
 def main(seed: str, calls: str, questions: str, quiet: str, path: str) -> None:
     """Sends, checks and reports."""
     sent = Sent()
-    check(sent, send(sent, int(seed), int(calls), int(questions), int(quiet)))
+    check(sent, send(sent, Plan(int(calls), int(questions), int(quiet)), int(seed)))
     sent.save(Path(path))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group
@@ -14,12 +13,13 @@ from rich.table import Table
 
 from examples.demo import ledger
 from examples.demo.ledger import Run
-from examples.demo.tasks import FLUSH_EVERY, count_click, reputation
+from examples.demo.producer import Plan
+from examples.demo.tasks import FLUSH_EVERY, FLUSH_INTERVAL, count_click, reputation
 
-#: Seconds between two lines where there is no terminal.
-LINE_INTERVAL = 2.0
 #: Seconds between two looks at Redis.
 LOOK_INTERVAL = 0.1
+#: Seconds between two lines where there is no terminal.
+LINE_INTERVAL = 2.0
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Progress:
     """How far the calls are, as Redis and the ledger say.
 
     Attributes:
-        calls: How many there will be.
+        plan: How many there will be.
         pushed: Accepted so far.
         waiting: In Redis, for a batch.
         running: In a batch that runs.
@@ -35,7 +35,7 @@ class Progress:
         runs: Every run of a batch so far.
     """
 
-    calls: int
+    plan: Plan
     pushed: int = 0
     waiting: int = 0
     running: int = 0
@@ -45,24 +45,29 @@ class Progress:
     def look(self) -> None:
         """Brings it up to date."""
         stats = [task.stats() for task in (count_click, reputation)]
-        self.pushed = sum(one["pushed"] for one in stats)
-        self.waiting = sum(one["waiting"] for one in stats)
-        self.running = sum(one["running"] for one in stats)
-        self.done = sum(one["acked"] for one in stats)
+        self.pushed = sum(counts["pushed"] for counts in stats)
+        self.waiting = sum(counts["waiting"] for counts in stats)
+        self.running = sum(counts["running"] for counts in stats)
+        self.done = sum(counts["acked"] for counts in stats)
         self.runs += ledger.read_runs(len(self.runs))
 
     @property
-    def full(self) -> int:
-        """Batches that the count made due; the others ran by the interval."""
-        return sum(len(run.ids) == FLUSH_EVERY for run in self.runs)
+    def idle(self) -> bool:
+        """Whether everything that was accepted is done."""
+        return self.pushed == self.done and self.waiting == self.running == 0
 
     @property
-    def shares(self) -> dict[str, int]:
-        """Calls that each worker executed."""
-        shares: Counter[str] = Counter()
-        for run in self.runs:
-            shares[run.worker] += len(run.ids)
-        return dict(sorted(shares.items()))
+    def phase(self) -> str:
+        """What happens now."""
+        if self.pushed == 0:
+            return "the producers start"
+        if self.pushed < self.plan.calls - self.plan.quiet:
+            return "rush: both producers send as fast as they can"
+        if self.pushed < self.plan.calls:
+            return "quiet: few calls, so the interval makes batches due"
+        if not self.idle:
+            return "the last batches"
+        return "the producers check their answers"
 
 
 class Display:
@@ -72,7 +77,8 @@ class Display:
         self._console = console
         self._progress = progress
         self._live = Live(console=console, transient=True, auto_refresh=False)
-        self._next_look = self._next_line = 0.0
+        self._next_look = 0.0
+        self._next_line = time.monotonic() + LINE_INTERVAL
 
     def __enter__(self) -> Display:
         if self._console.is_terminal:
@@ -82,7 +88,7 @@ class Display:
     def __exit__(self, *exc_info: object) -> None:
         self._live.stop()
 
-    def update(self, title: str) -> None:
+    def update(self) -> None:
         """Looks again and shows it, if it is time to."""
         now = time.monotonic()
         if now < self._next_look:
@@ -90,42 +96,44 @@ class Display:
         self._next_look = now + LOOK_INTERVAL
         self._progress.look()
         if self._console.is_terminal:
-            self._live.update(picture(self._progress, title), refresh=True)
+            self._live.update(picture(self._progress), refresh=True)
         elif now >= self._next_line:
             self._next_line = now + LINE_INTERVAL
-            self._console.print(line(self._progress, title))
+            self._console.print(line(self._progress))
 
 
-def picture(progress: Progress, title: str) -> Panel:
+def picture(progress: Progress) -> Panel:
     """Draws it all."""
-    calls = Table.grid(padding=(0, 2))
-    calls.add_column(width=8)
-    calls.add_column(width=36)
-    calls.add_column(justify="right", width=7)
-    calls.add_column()
-    for name, count in (("pushed", progress.pushed), ("done", progress.done)):
-        share = f"[dim]of {progress.calls:,}[/]" if name == "pushed" else ""
-        calls.add_row(name, ProgressBar(progress.calls, count), f"{count:,}", share)
-    waits = f"[dim]and {progress.running:,} running[/]"
-    calls.add_row(
-        "waiting", ProgressBar(progress.calls, progress.waiting), f"{progress.waiting:,}", waits
-    )
-    calls.add_row()
-    executed = sum(progress.shares.values()) or 1
-    for worker, count in progress.shares.items():
-        bar = ProgressBar(executed, count, complete_style="cyan", finished_style="cyan")
-        calls.add_row(worker, bar, f"{count:,}", f"{count / executed:.0%}")
-    by_interval = len(progress.runs) - progress.full
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=8)
+    grid.add_column(width=32)
+    grid.add_column(justify="right", width=7)
+    grid.add_column(style="dim")
+
+    def row(name: str, count: int, total: int, note: str, style: str) -> None:
+        bar = ProgressBar(max(total, 1), count, complete_style=style, finished_style=style)
+        grid.add_row(name, bar, f"{count:,}", note)
+
+    calls = progress.plan.calls
+    row("pushed", progress.pushed, calls, f"of {calls:,}", "magenta")
+    row("waiting", progress.waiting, calls, f"and {progress.running:,} running", "yellow")
+    row("done", progress.done, calls, f"in {len(progress.runs):,} batches", "green")
+    grid.add_row()
+    shares = ledger.shares(progress.runs)
+    executed = sum(shares.values())
+    for worker, count in shares.items():
+        row(worker, count, executed, f"{count / executed:.0%}", "cyan")
+    full = sum(run.full for run in progress.runs)
     batches = (
-        f"batches   [bold]{progress.full}[/] full, at {FLUSH_EVERY} calls"
-        f"   [bold]{by_interval}[/] smaller, by the interval"
+        f"[bold]{full:,}[/] batches by count ({FLUSH_EVERY} calls),"
+        f" [bold]{len(progress.runs) - full:,}[/] by interval ({FLUSH_INTERVAL:g} s)"
     )
-    return Panel(Group(calls, "", batches), title=title, width=78, padding=(1, 2))
+    return Panel(Group(grid, "", batches), title=progress.phase, width=78, padding=(1, 2))
 
 
-def line(progress: Progress, title: str) -> str:
+def line(progress: Progress) -> str:
     """Says it in one line."""
     return (
-        f"{title}: {progress.pushed:,} pushed, {progress.waiting:,} waiting, "
-        f"{progress.running:,} running, {progress.done:,} done, {len(progress.runs)} batches"
+        f"  {progress.pushed:>7,} pushed {progress.waiting:>5,} waiting {progress.running:>5,} "
+        f"running {progress.done:>7,} done {len(progress.runs):>5,} batches"
     )

@@ -21,19 +21,17 @@ app = Celery("examples.demo")
 app.conf.update(broker_connection_retry=False, broker_connection_retry_on_startup=False)
 
 
-@batched_task(
-    app=app, flush_every=FLUSH_EVERY, flush_interval=FLUSH_INTERVAL, ignore_result=True
-)
+@batched_task(app=app, flush_every=FLUSH_EVERY, flush_interval=FLUSH_INTERVAL, ignore_result=True)
 def count_click(requests: list[SimpleRequest]) -> None:
     """Adds up the clicks of many calls: one write per page instead of one per click."""
+    ledger.record(requests, FLUSH_EVERY)
     ledger.add_clicks(Counter(request.kwargs["page"] for request in requests))
-    ledger.record(requests)
 
 
 @batched_task(app=app, flush_every=FLUSH_EVERY, flush_interval=FLUSH_INTERVAL)
 def reputation(requests: list[SimpleRequest]) -> list[api.Answer]:
     """Asks for the domains of many calls in one HTTP request; each caller gets its own answer."""
+    ledger.record(requests, FLUSH_EVERY)
     domains = [urlsplit(request.args[0]).netloc for request in requests]
     answers = api.ask(set(domains))
-    ledger.record(requests)
     return [answers[domain] for domain in domains]

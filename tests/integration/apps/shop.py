@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import Celery
 
-from redis_batches import Batches, SimpleRequest, batched_task
+from redis_batches import Batches, SimpleRequest, batched_task, doorbell
 
 app = Celery(
     "shop",
@@ -65,3 +65,42 @@ def double(requests: list[SimpleRequest]) -> list[int]:
 def note(requests: list[SimpleRequest]) -> None:
     """Stores nothing."""
     record(requests)
+
+
+@batched_task(flush_every=4, flush_interval=0.5, app=app)
+def stall(requests: list[SimpleRequest]) -> list[str]:
+    """Never returns at its first attempt: somebody has to kill the worker."""
+    record(requests)
+    while requests[0].attempt == 1:
+        time.sleep(0.05)
+    return [f"attempt {request.attempt}" for request in requests]
+
+
+@batched_task(flush_every=10, flush_interval=0.05, app=app)
+def fast(requests: list[SimpleRequest]) -> None:
+    """Waits for a twentieth of a second only."""
+    record(requests)
+
+
+@batched_task(flush_every=7, flush_interval=0, app=app, ignore_result=True)
+def natural(requests: list[SimpleRequest]) -> None:
+    """Takes what waits as soon as a worker is free."""
+    record(requests)
+    time.sleep(0.02)
+
+
+@batched_task(flush_every=100, flush_interval=1, app=app, ignore_result=True)
+def load(requests: list[SimpleRequest]) -> None:
+    """Is called by several producers at once."""
+    record(requests)
+
+
+if deaf_until := float(os.environ.get("TEST_DEAF_UNTIL", "0")):
+    publish = doorbell._publish
+
+    def lose(*args: Any) -> None:
+        """Loses every doorbell until a time."""
+        if time.time() >= deaf_until:
+            publish(*args)
+
+    doorbell._publish = lose

@@ -19,6 +19,7 @@ MAX_FLUSH_INTERVAL = 7 * 24 * 3600
 MIN_INTERVAL_MS = 20
 #: A lease outlives this many missed heartbeats.
 HEARTBEATS_PER_LEASE = 3
+MIN_LEASE = 0.3
 #: How long and how many finished calls are remembered, so that one sent twice runs once.
 DEDUPLICATION_WINDOW_MS = 120_000
 DEDUPLICATION_CALLS = 100_000
@@ -117,12 +118,9 @@ class Settings:
             value = getattr(self, name)
             if type(value) is not int or value < 0:
                 raise OptionError(f"redis_batches_{name}", value, "an int that is not negative")
-        if self.lease < HEARTBEATS_PER_LEASE * 0.1:
-            raise OptionError(
-                "redis_batches_lease",
-                self.lease,
-                f"at least {HEARTBEATS_PER_LEASE * 0.1} s: {HEARTBEATS_PER_LEASE} heartbeats",
-            )
+        if self.lease < MIN_LEASE:
+            allowed = f"at least {MIN_LEASE} s, {HEARTBEATS_PER_LEASE} heartbeats"
+            raise OptionError("redis_batches_lease", self.lease, allowed)
 
     @classmethod
     def read(cls, conf: Mapping[str, Any]) -> Settings:

@@ -100,6 +100,8 @@ class Runner:
             batch.finish(batch.results_of(returned))
             returned = None
         outcome = batch.values.get(request.id, returned)
+        if isinstance(outcome, Retry) and not context.called_directly:
+            raise task.retry(exc=outcome.exc, countdown=outcome.when)
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from examples.demo.ledger import Run
 from examples.demo.producer import Sent
 from examples.demo.tasks import FLUSH_EVERY, FLUSH_INTERVAL
 
-#: The clocks of a request and of its run are one clock, read in whole milliseconds.
+TASKS = ("count_click", "reputation")
+#: The server's clock says in whole milliseconds when a call began to wait.
 ROUNDING = 0.002
 
 
@@ -21,73 +22,88 @@ class Audit:
     Attributes:
         sent: What each producer sent and got back.
         runs: What the tasks wrote down.
-        clicks: The clicks of each page, as counted by the task.
+        clicks: The clicks of each page, as the task counted them.
+        tasks: Which tasks it looks at.
     """
 
     sent: Sequence[Sent]
-    runs: Sequence[Run]
+    runs: list[Run]
     clicks: Counter[str]
+    tasks: tuple[str, ...] = TASKS
 
-    def accepted(self, task: str) -> list[str]:
-        """Ids of the calls of a task that Redis accepted."""
-        return [call for sent in self.sent for call in sent.ids[task]]
+    def of(self, task: str) -> Audit:
+        """Returns the part of one task."""
+        return replace(self, runs=[run for run in self.runs if run.task == task], tasks=(task,))
 
-    def executions(self, task: str) -> Counter[str]:
-        """How often each call of a task was executed."""
-        return Counter(call for run in self.runs_of(task) for call in run.ids)
+    def accepted(self) -> list[str]:
+        """Returns the ids of the calls that Redis accepted."""
+        return [call for sent in self.sent for task in self.tasks for call in sent.ids[task]]
 
-    def runs_of(self, task: str) -> list[Run]:
-        """The batches of one task."""
-        return [run for run in self.runs if run.task == task]
+    def executions(self) -> Counter[str]:
+        """Returns how often each call was executed."""
+        return Counter(call for run in self.runs for call in run.ids)
 
-    def executed_once(self, task: str) -> int:
-        """How many accepted calls of a task were executed exactly once."""
-        executions = self.executions(task)
-        return sum(executions[call] == 1 for call in self.accepted(task))
-
-    @property
-    def seconds(self) -> float:
-        """How long the rush lasted."""
-        return max(sent.rushed for sent in self.sent) - min(sent.started for sent in self.sent)
-
-    @property
-    def accept_rate(self) -> float:
-        """Calls per second that the producers got rid of, in the rush."""
-        return sum(sent.in_rush for sent in self.sent) / self.seconds
-
-    @property
-    def execute_rate(self) -> float:
-        """Calls per second that the workers executed, in the same seconds."""
-        end = max(sent.rushed for sent in self.sent)
-        return sum(len(run.ids) for run in self.runs if run.at <= end) / self.seconds
+    def executed_once(self) -> int:
+        """Returns how many accepted calls were executed exactly once."""
+        executions = self.executions()
+        return sum(executions[call] == 1 for call in self.accepted())
 
     @property
     def checked(self) -> int:
         """Answers that the producers fetched and compared."""
         return sum(sent.checked for sent in self.sent)
 
+    @property
+    def rush(self) -> float:
+        """Seconds from the first call until the last producer was through with its rush."""
+        return max(sent.rushed for sent in self.sent) - min(sent.started for sent in self.sent)
+
+    @property
+    def accept_rate(self) -> float:
+        """Calls per second that were accepted in the rush."""
+        return sum(sent.in_rush[task] for sent in self.sent for task in self.tasks) / self.rush
+
+    @property
+    def execute_rate(self) -> float:
+        """Calls per second that were executed in the same time."""
+        end = max(sent.rushed for sent in self.sent)
+        return sum(len(run.ids) for run in self.runs if run.at <= end) / self.rush
+
     def faults(self) -> list[str]:
         """Says everything that is not as it must be."""
-        faults = [wrong for sent in self.sent for wrong in sent.wrong]
-        for task in ("count_click", "reputation"):
-            accepted, executions = Counter(self.accepted(task)), self.executions(task)
-            for what, found in (
-                ("accepted twice", [call for call, times in accepted.items() if times > 1]),
-                ("never executed", accepted.keys() - executions.keys()),
-                ("executed but never sent", executions.keys() - accepted.keys()),
-                ("executed twice", [call for call, times in executions.items() if times > 1]),
-            ):
-                if found:
-                    faults.append(f"{task}: {len(found):,} calls {what}, e.g. {min(found)}")
-        for run in self.runs:
-            if len(run.ids) > FLUSH_EVERY:
-                faults.append(f"{run.task}: a batch of {len(run.ids)} calls")
-            if not run.full and run.waited < FLUSH_INTERVAL - ROUNDING:
-                faults.append(f"{run.task}: {len(run.ids)} calls ran after {run.waited:.3f} s")
+        wrong = [answer for sent in self.sent for answer in sent.wrong]
+        if (asked := len(self.of("reputation").accepted())) != self.checked:
+            wrong.append(f"{asked:,} answers were due, {self.checked:,} could be checked")
+        lost = [fault for task in TASKS for fault in self.of(task)._lost_or_doubled(task)]
+        return wrong + lost + self._untimely() + self._miscounted()
+
+    def _lost_or_doubled(self, task: str) -> list[str]:
+        accepted, executions = Counter(self.accepted()), self.executions()
+        found = {
+            "accepted twice": [call for call, times in accepted.items() if times > 1],
+            "never executed": accepted.keys() - executions.keys(),
+            "executed but never sent": executions.keys() - accepted.keys(),
+            "executed twice": [call for call, times in executions.items() if times > 1],
+        }
+        return [
+            f"{task}: {len(calls):,} calls {what}, e.g. {min(calls)}"
+            for what, calls in found.items()
+            if calls
+        ]
+
+    def _untimely(self) -> list[str]:
+        """Says which batches were too large, or ran before they were due."""
+        return [
+            f"{run.task}: a batch of {len(run.ids)} calls after {run.waited:.3f} s"
+            for run in self.runs
+            if len(run.ids) > FLUSH_EVERY
+            or (len(run.ids) < FLUSH_EVERY and run.waited < FLUSH_INTERVAL - ROUNDING)
+        ]
+
+    def _miscounted(self) -> list[str]:
         clicked = sum((sent.clicks for sent in self.sent), Counter[str]())
-        for page in sorted(clicked.keys() | self.clicks.keys()):
-            if clicked[page] != self.clicks[page]:
-                faults.append(f"{clicked[page]:,} clicks on {page}, {self.clicks[page]:,} counted")
-        if self.checked != len(self.accepted("reputation")):
-            faults.append(f"only {self.checked:,} answers could be checked")
-        return faults
+        return [
+            f"{clicked[page]:,} clicks on {page}, but {self.clicks[page]:,} were counted"
+            for page in sorted(clicked.keys() | self.clicks.keys())
+            if clicked[page] != self.clicks[page]
+        ]

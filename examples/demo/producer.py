@@ -61,7 +61,7 @@ class Sent:
     Attributes:
         ids: The accepted calls of each task.
         clicks: How often each page was clicked.
-        in_rush: Calls that were sent as fast as possible.
+        in_rush: How many calls of each task were sent as fast as possible.
         started: When the first call was sent (Unix time).
         rushed: When the last call of the rush had been accepted.
         checked: Answers fetched and compared.
@@ -70,7 +70,7 @@ class Sent:
 
     ids: dict[str, list[str]] = field(default_factory=lambda: {"count_click": [], "reputation": []})
     clicks: Counter[str] = field(default_factory=Counter)
-    in_rush: int = 0
+    in_rush: dict[str, int] = field(default_factory=dict)
     started: float = 0.0
     rushed: float = 0.0
     checked: int = 0
@@ -94,10 +94,10 @@ def send(sent: Sent, plan: Plan, seed: int) -> list[tuple[str, Any]]:
         The URL and the `AsyncResult` of each question.
     """
     dice, asked = random.Random(seed), []
-    sent.in_rush = plan.calls - plan.quiet
+    rush = plan.calls - plan.quiet
     sent.started = time.time()
     for index in range(plan.calls):
-        if index >= sent.in_rush:
+        if index >= rush:
             time.sleep(QUIET_PAUSE)
         if plan.is_question(index):
             url = f"https://shop-{dice.randrange(DOMAINS)}.example/cart"
@@ -108,8 +108,9 @@ def send(sent: Sent, plan: Plan, seed: int) -> list[tuple[str, Any]]:
             page = dice.choice(PAGES)
             sent.ids["count_click"].append(count_click.delay(page=page).id)
             sent.clicks[page] += 1
-        if index == sent.in_rush - 1:
+        if index == rush - 1:
             sent.rushed = time.time()
+            sent.in_rush = {task: len(ids) for task, ids in sent.ids.items()}
     return asked
 
 

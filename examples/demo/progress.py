@@ -116,7 +116,7 @@ def picture(progress: Progress) -> Panel:
 
     calls = progress.plan.calls
     row("pushed", progress.pushed, calls, f"of {calls:,}", "magenta")
-    row("waiting", progress.waiting, calls, f"and {progress.running:,} running", "yellow")
+    grid.add_row("waiting", "", f"{progress.waiting:,}", f"and {progress.running:,} running")
     row("done", progress.done, calls, f"in {len(progress.runs):,} batches", "green")
     grid.add_row()
     shares = ledger.shares(progress.runs)

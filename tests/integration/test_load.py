@@ -24,10 +24,10 @@ def test_every_call_runs_exactly_once(cluster: Cluster, shop: Any) -> None:
     for _ in range(3):
         cluster.worker(concurrency=1)
     share = CALLS // PRODUCERS
+    command = [sys.executable, "-m", "tests.integration.apps.produce"]
     producers = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.apps.produce"]
-            + [str(index * share), str(share), str(index)],
+            [*command, str(index * share), str(share), str(index)],
             cwd=ROOT,
             env={**os.environ, **cluster.env},
         )

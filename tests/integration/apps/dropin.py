@@ -65,7 +65,7 @@ def wot_api(requests):  # type: ignore[no-untyped-def]
     sig = lambda url: url  # noqa: E731 - as published
     reponses = wot_api_real(sig(*request.args, **request.kwargs) for request in requests)
     # use mark_as_done to manually return response data
-    for response, request in zip(reponses, requests):
+    for response, request in zip(reponses, requests):  # noqa: B905 - as published
         app.backend.mark_as_done(request.id, response, request=request)
 
 
@@ -119,7 +119,7 @@ def quick(requests):  # type: ignore[no-untyped-def]
     async def all_of_them():  # type: ignore[no-untyped-def]
         return await asyncio.gather(*(double(request) for request in requests))
 
-    for request, value in zip(requests, asyncio.run(all_of_them())):
+    for request, value in zip(requests, asyncio.run(all_of_them()), strict=True):
         app.backend.mark_as_done(request.id, value, request=request)
 
 

@@ -1,0 +1,202 @@
+"""All that Redis holds of one task at one moment, taken apart, and what must be true of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import redis
+
+from redis_batches.keys import Keys
+
+FRESH = "-"
+
+
+def ensure(condition: object, message: str) -> None:
+    """Raises AssertionError, also where assertions are switched off."""
+    if not condition:
+        raise AssertionError(message)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a pending list; its split level is FRESH if it was never given back."""
+
+    since_ms: int
+    split: str
+    id: str
+
+    @classmethod
+    def read(cls, raw: bytes) -> Entry:
+        since_ms, split, task_id = raw.decode().split(":", 2)
+        return cls(int(since_ms), split, task_id)
+
+    def is_due(self, interval_ms: int, now_ms: int) -> bool:
+        """Whether it need not wait for others any more."""
+        return self.split != FRESH or not now_ms - interval_ms < self.since_ms <= now_ms
+
+
+@dataclass(frozen=True)
+class Item:
+    """One stored request."""
+
+    group: str
+    nonce: str
+    envelope: bytes
+
+    @classmethod
+    def read(cls, raw: bytes) -> Item:
+        group, nonce, envelope = raw.split(b":", 2)
+        return cls(group.decode(), nonce.decode(), envelope)
+
+
+@dataclass(frozen=True)
+class State:
+    """Every key of one task, by the names of `redis_batches.keys`."""
+
+    items: dict[str, Item]
+    pending: dict[str, list[Entry]]
+    batches: dict[str, list[Entry]]
+    claims: dict[str, str]
+    own: dict[str, str]
+    leases: dict[str, int]
+    groups: dict[str, int]
+    bells: dict[str, str]
+    routes: dict[str, str]
+    delayed: dict[str, int]
+    eta: dict[str, int]
+    dead: dict[str, int]
+    attempts: dict[str, str]
+    errors: dict[str, str]
+    done: dict[str, int]
+    stats: dict[str, str]
+
+    @classmethod
+    def read(cls, client: redis.Redis, keys: Keys, groups: list[str]) -> State:
+        """Reads everything, in two round trips."""
+        hashes = ("claims", "own", "bells", "routes", "attempts", "errors", "stats")
+        zsets = ("leases", "groups", "delayed", "eta", "dead", "done")
+        pipe = client.pipeline(transaction=False)
+        pipe.hgetall(keys.resolve("items"))
+        for name in hashes:
+            pipe.hgetall(keys.resolve(name))
+        for name in zsets:
+            pipe.zrange(keys.resolve(name), 0, -1, withscores=True)
+        for group in groups:
+            pipe.lrange(keys.pending(group), 0, -1)
+        items, *found = pipe.execute()
+        fields: dict[str, dict[str, str]] = {
+            name: {key.decode(): value.decode() for key, value in content.items()}
+            for name, content in zip(hashes, found, strict=False)
+        }
+        scores: dict[str, dict[str, int]] = {
+            name: {member.decode(): int(score) for member, score in content}
+            for name, content in zip(zsets, found[len(hashes) :], strict=False)
+        }
+        lists = found[len(hashes) + len(zsets) :]
+        tokens = [name for name in fields["claims"] if not name.startswith("bell:")]
+        pipe = client.pipeline(transaction=False)
+        for token in tokens:
+            pipe.lrange(keys.batch(token), 0, -1)
+        batches = pipe.execute() if tokens else []
+        return cls(
+            items={task_id.decode(): Item.read(value) for task_id, value in items.items()},
+            pending=_entries(groups, lists),
+            batches=_entries(tokens, batches),
+            **fields,  # type: ignore[arg-type]
+            **scores,  # type: ignore[arg-type]
+        )
+
+    @property
+    def waiting(self) -> int:
+        """What the limit of waiting requests counts."""
+        return len(self.items) - len(self.dead)
+
+    def is_dead(self, task_id: str) -> bool:
+        """Whether a request is a dead letter."""
+        item = self.items.get(task_id)
+        return item is not None and f"{item.group}:{task_id}" in self.dead
+
+    def bell(self, group: str) -> tuple[int, int, int]:
+        """Returns the doorbells that are out, when the last one was rung, and the pause, in ms."""
+        out, rung_ms, pause_ms = self.bells.get(group, "0:0:1000").split(":")
+        return int(out), int(rung_ms), int(pause_ms)
+
+    def places(self, task_id: str) -> list[str]:
+        """Returns every place in which a request is; it should be one."""
+        item = self.items[task_id]
+        found = ["owned"] if task_id in self.own else []
+        found += [
+            f"pending in {group}"
+            for group, entries in self.pending.items()
+            for entry in entries
+            if entry.id == task_id
+        ]
+        member = f"{item.group}:{task_id}"
+        found += [name for name in ("delayed", "eta", "dead") if member in getattr(self, name)]
+        return found
+
+    def check(self) -> None:
+        """Checks what is true at every moment, whatever happened before."""
+        self._check_one_place()
+        self._check_owners()
+        self._check_attention()
+        self._check_order()
+        pushed, gone = int(self.stats.get("pushed", 0)), 0
+        for counter in ("acked", "dropped"):
+            gone += int(self.stats.get(counter, 0))
+        ensure(pushed - gone == len(self.items), "the ledger does not add up")
+
+    def _check_one_place(self) -> None:
+        """Every request is in exactly one place: pending, owned, delayed or dead."""
+        places: Counter[str] = Counter(self.own.keys())
+        for group, entries in self.pending.items():
+            for entry in entries:
+                item = self.items.get(entry.id)
+                ensure(item is None or item.group == group, f"{entry.id} waits in a wrong group")
+                places[entry.id] += 1
+        for members in (self.delayed, self.eta, self.dead):
+            for member in members:
+                group, _, task_id = member.partition(":")
+                item = self.items.get(task_id)
+                ensure(item and item.group == group, f"{member} names no request")
+                places[task_id] += 1
+        for task_id in self.items:
+            ensure(places[task_id] == 1, f"{task_id} is in {self.places(task_id)}")
+        ensure(places.keys() == self.items.keys(), "an index names a request that is gone")
+        ensure(self.attempts.keys() <= self.items.keys(), "attempts of a request that is gone")
+        ensure(self.errors.keys() <= self.items.keys(), "an error of a request that is gone")
+
+    def _check_owners(self) -> None:
+        """What is owned is in a live batch, and no request is in two live batches."""
+        tokens = {name for name in self.claims if not name.startswith("bell:")}
+        ensure(tokens == self.leases.keys(), "claims and leases name different runs")
+        for task_id, value in self.own.items():
+            token = value.partition(":")[0]
+            ids = [entry.id for entry in self.batches.get(token, ())]
+            ensure(ids.count(task_id) == 1, f"{task_id} is owned by {token}, but not in its batch")
+        for name, token in self.claims.items():
+            ensure(name in tokens or token in tokens, f"{name} names no run")
+
+    def _check_attention(self) -> None:
+        """A sweep finds every group that waits, knows where to ring for it, and no others."""
+        waiting = {group for group, entries in self.pending.items() if entries}
+        later = {member.partition(":")[0] for member in (*self.delayed, *self.eta)}
+        ensure(self.groups.keys() == waiting, "the groups to sweep are not those that wait")
+        ensure(self.bells.keys() <= waiting, "doorbells are counted for an empty group")
+        ensure(waiting | later <= self.routes.keys(), "nobody knows where to ring for a group")
+
+    def _check_order(self) -> None:
+        """What was given back goes first, by age; the others stay in the order of their calls."""
+        for entries in self.pending.values():
+            given_back = [entry for entry in entries if entry.split != FRESH]
+            ensure(entries[: len(given_back)] == given_back, "what was given back waits behind")
+            ages = [entry.since_ms for entry in given_back]
+            ensure(ages == sorted(ages), "what was given back is not in the order of its age")
+
+
+def _entries(names: list[str], lists: list[list[bytes]]) -> dict[str, list[Entry]]:
+    return {
+        name: [Entry.read(raw) for raw in content]
+        for name, content in zip(names, lists, strict=True)
+    }

@@ -1,0 +1,171 @@
+"""Calls that never leave the process: direct, eager, and what the decorator makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery import Celery, Task, shared_task
+from celery.exceptions import MaxRetriesExceededError
+
+from redis_batches import Batches, SimpleRequest, batched_task
+
+
+def function(requests: list[SimpleRequest]) -> None:
+    """A batch function."""
+
+
+@pytest.fixture
+def double(app: Celery) -> Any:
+    """A task that returns results."""
+
+    @batched_task(10, 1, app=app)
+    def double(requests: list[SimpleRequest]) -> list[int]:
+        return [2 * request.args[0] for request in requests]
+
+    return double
+
+
+def test_a_direct_call_is_a_batch_of_one(double: Any) -> None:
+    """It returns the request's own result."""
+    assert double(4) == 8
+
+
+def test_apply_returns_the_requests_own_outcome(double: Any) -> None:
+    """As an eager task does."""
+    assert double.apply((4,)).get() == 8
+    assert double.apply(("x", 1)).get() == "xx"
+    assert isinstance(double.apply((None,)).result, TypeError)
+
+
+def test_always_eager_runs_a_batch_of_one(app: Celery, double: Any) -> None:
+    """Nothing is stored in Redis."""
+    app.conf.task_always_eager = True
+
+    assert double.delay(4).get() == 8
+    assert double.stats()["pushed"] == 0
+
+
+def test_an_eager_request_settles_itself(app: Celery) -> None:
+    """`succeed`, `fail` and the backend's methods give the eager result."""
+
+    @app.task(base=Batches)
+    def settle(requests: list[SimpleRequest]) -> str:
+        (request,) = requests
+        if request.args[0] == "succeed":
+            request.succeed("by request")
+        elif request.args[0] == "fail":
+            request.fail(ValueError("by request"))
+        elif request.args[0] == "backend":
+            app.backend.mark_as_done(request.id, "by backend", request=request)
+        return "returned"
+
+    assert settle.apply(("succeed",)).get() == "by request"
+    assert isinstance(settle.apply(("fail",)).result, ValueError)
+    assert settle.apply(("backend",)).get() == "by backend"
+    assert settle.apply(("",)).get() == "returned"
+
+
+def test_an_eager_retry_runs_again(app: Celery) -> None:
+    """Up to max_retries."""
+    runs = []
+
+    @batched_task(10, 1, app=app, max_retries=2)
+    def flaky(requests: list[SimpleRequest]) -> None:
+        runs.append(requests[0].retries)
+        if requests[0].args[0] == "never" or len(runs) < 3:
+            requests[0].retry(countdown=0)
+
+    assert flaky.apply(("soon",)).get() is None
+    assert runs == [0, 1, 2]
+    assert isinstance(flaky.apply(("never",)).result, MaxRetriesExceededError)
+
+
+def test_a_list_of_requests_is_passed_as_it_is(double: Any) -> None:
+    """So a user's unit test can call the task with requests of its own."""
+    requests = [SimpleRequest(str(number), "double", (number,), {}) for number in range(3)]
+
+    assert double(requests) == double.run(requests) == [0, 2, 4]
+
+
+def test_map_and_starmap_call_it_directly(app: Celery, double: Any) -> None:
+    """Each item is a batch of one."""
+    assert double.map([1, 2]).apply().get() == [2, 4]
+    assert double.starmap([(1,), (2,)]).apply().get() == [2, 4]
+
+
+def test_the_decorator_works_bare_and_without_an_app(app: Celery) -> None:
+    """As `shared_task`: each app that is finalized has the task."""
+
+    @batched_task
+    def bare(requests: list[SimpleRequest]) -> list[int]:
+        return [request.args[0] for request in requests]
+
+    @batched_task(3, 0.5, name="shared.named", ignore_result=True)
+    def named(requests: list[SimpleRequest]) -> None:
+        pass
+
+    app.finalize()
+    app.set_current()
+    assert (bare.flush_every, bare.flush_interval) == (10, 30)
+    assert app.tasks["shared.named"].flush_every == 3
+    assert app.tasks["shared.named"].ignore_result is True
+    assert bare(7) == 7
+
+
+def test_the_decorator_keeps_the_apps_own_task_class(app: Celery) -> None:
+    """What a framework adds to its tasks is there too."""
+
+    class Framework(Task):  # type: ignore[type-arg]
+        abstract = True
+        greeting = "hello"
+
+        def on_commit(self) -> str:
+            return self.greeting
+
+    app.task_cls = Framework
+
+    @batched_task(3, 1, app=app)
+    def task(requests: list[SimpleRequest]) -> None:
+        pass
+
+    assert task.on_commit() == "hello"
+    assert isinstance(task._get_current_object(), Batches)
+
+
+def test_an_annotation_changes_the_trigger(app: Celery) -> None:
+    """Options are Celery options: annotations apply."""
+    app.conf.task_annotations = {"*": {"flush_every": 42}}
+    task = app.task(base=Batches, name="annotated")(function)
+
+    assert task.trigger.flush_every == 42
+
+
+def test_a_copy_cannot_settle(app: Celery) -> None:
+    """It says so, instead of doing nothing."""
+    with pytest.raises(RuntimeError, match="inside the batch function"):
+        SimpleRequest("id", "name").succeed(1)
+
+
+def test_shared_task_makes_a_batch_task(app: Celery) -> None:
+    """With the base class, as old code does."""
+
+    @shared_task(base=Batches, flush_every=3, flush_interval=1, name="shared.old")
+    def old(requests: list[SimpleRequest]) -> None:
+        pass
+
+    app.finalize()
+    assert app.tasks["shared.old"].trigger.flush_every == 3
+
+
+def test_beat_gets_one_entry_whose_period_follows_the_shortest_interval(app: Celery) -> None:
+    """In whole seconds, between 1 and 10."""
+    for number, interval in enumerate((60, 4.5)):
+        app.task(base=Batches, flush_interval=interval, name=f"t{number}")(function)
+    app.finalize()
+
+    assert app.conf.beat_schedule["redis_batches.sweep"]["schedule"] == 4
+
+    app.task(base=Batches, flush_interval=0.1, name="t3")(function)
+    app.tasks["t3"]
+    assert app.conf.beat_schedule["redis_batches.sweep"]["schedule"] == 1

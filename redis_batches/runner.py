@@ -101,7 +101,8 @@ class Runner:
             returned = None
         outcome = batch.values.get(request.id, returned)
         if isinstance(outcome, Retry) and not context.called_directly:
-            raise task.retry(exc=outcome.exc, countdown=outcome.when)
+            when: Any = outcome.when
+            raise task.retry(exc=outcome.exc, countdown=when)
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome

@@ -29,9 +29,7 @@ def function(requests: list[Any]) -> None:
 @pytest.mark.parametrize("value", [0, -1, 10_001, True, 1.5, "10", None])
 def test_flush_every_is_refused_at_decoration(app: Celery, value: Any) -> None:
     """Only an int from 1 to 10,000 is one."""
-    with pytest.raises(
-        OptionError, match=r"flush_every is .*, but must be an int from 1 to 10,000"
-    ):
+    with pytest.raises(OptionError, match=r"flush_every is .* an int from 1 to 10,000"):
         batched_task(value, 1, app=app)
 
 
@@ -116,7 +114,7 @@ def test_settings_are_refused_when_they_are_first_used(app: Celery) -> None:
     app.conf.redis_batches_lease = 0.1
     task = batched_task(10, 1, app=app)(function)
 
-    with pytest.raises(ImproperlyConfigured, match="redis_batches_lease is 0.1"):
+    with pytest.raises(ImproperlyConfigured, match=r"redis_batches_lease is 0\.1"):
         task.delay()
 
 

@@ -53,6 +53,9 @@ for i, id in ipairs(ids) do
     tombstones[#tombstones + 1] = nonce
   end
 end
+if #mine == 0 and not closes then
+  return {'acked', 0}
+end
 
 -- Frees first, so that it also works when the server is out of memory.
 call_many('HDEL', items, mine)

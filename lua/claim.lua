@@ -100,8 +100,11 @@ local function take(entry, value, owner)
   end
   split = split == FRESH and 0 or tonumber(split) or 0
   level = level or split
+  if split ~= level or #taken >= split_limit(flush_every, level) then
+    return false
+  end
   cut = #taken > 0 and bytes + #value > max_bytes
-  if cut or split ~= level or #taken >= split_limit(flush_every, level) then
+  if cut then
     return false
   end
   bytes = bytes + #value
@@ -132,10 +135,13 @@ local full = #taken >= limit or cut
 local due = full or force or (#taken > 0 and is_due(taken[1], interval_ms, now))
 if #taken == 0 or not due then
   -- Frees first: what is stale goes, what is not due stays.
-  redis.call('LTRIM', pending, scanned, -1)
-  give_back(pending, taken)
+  local stale = scanned > #taken
+  redis.call('LTRIM', pending, stale and scanned or 0, -1)
+  if stale then
+    put_first(pending, taken)
+  end
   answer_bell()
-  arm(pending, groups, bells, group, flush_every, interval_ms, now)
+  arm(pending, groups, bells, group, flush_every, interval_ms, now, 0)
   if redis.call('LLEN', pending) == 0 then
     return {'empty'}
   end

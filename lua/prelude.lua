@@ -60,17 +60,19 @@ local function read_nonce(value, id)
   return (nonce == nil or nonce == '') and id or nonce
 end
 
--- A record of bells is outstanding:rung_ms:pause_ms.
+-- A record of bells is outstanding:rung_ms:pause_ms. One that was rung in the future, because the
+-- clock went back, counts as rung a pause ago: else it would be waited for until then.
 local function read_bells(record, now)
   local out, rung_ms, pause_ms = string.match(record or '', '^(%d+):(%d+):(%d+)$')
-  rung_ms = math.min(tonumber(rung_ms or now), now)
-  return tonumber(out or 0), rung_ms, tonumber(pause_ms or MIN_PAUSE_MS)
+  rung_ms, pause_ms = tonumber(rung_ms or now), tonumber(pause_ms or MIN_PAUSE_MS)
+  return tonumber(out or 0), rung_ms > now and now - pause_ms or rung_ms, pause_ms
 end
 
 -- After a change of a pending list: counts the batches that can be claimed now, books the doorbells
 -- that the caller must ring for them, and notes when the group next wants attention. Level, not
--- edge: a lost doorbell is made good by the next script that looks. Returns doorbells to ring.
-local function arm(pending, groups, bells, group, flush_every, interval_ms, now)
+-- edge: a lost doorbell is made good by the next script that looks. Returns doorbells to ring, at
+-- most `most`; with 0 the next sweep rings for what can be claimed.
+local function arm(pending, groups, bells, group, flush_every, interval_ms, now, most)
   local waiting = redis.call('LLEN', pending)
   if waiting == 0 then
     redis.call('ZREM', groups, group)
@@ -90,37 +92,49 @@ local function arm(pending, groups, bells, group, flush_every, interval_ms, now)
   if out > 0 and rung_ms + pause_ms <= now then
     out, pause_ms = 0, math.min(pause_ms * 2, MAX_PAUSE_MS)
   end
-  local signals = math.max(0, math.min(claimable, MAX_BELLS) - out)
+  local signals = math.max(0, math.min(claimable, most or MAX_BELLS) - out)
   if signals > 0 then
     out, rung_ms = out + signals, now
     redis.call('HSET', bells, group, out .. ':' .. int(rung_ms) .. ':' .. int(pause_ms))
   end
-  redis.call('ZADD', groups, int(rung_ms + pause_ms), group)
+  redis.call('ZADD', groups, int(out > 0 and rung_ms + pause_ms or now), group)
   return signals
 end
 
--- Puts entries back near the head of a pending list, merged by age with the oldest that wait there.
-local function give_back(pending, entries)
-  table.sort(entries, function(a, b) return (read_entry(a)) < (read_entry(b)) end)
-  local newest = #entries > 0 and read_entry(entries[#entries]) or 0
-  local older, merged = 0, {}
-  for _, entry in ipairs(redis.call('LRANGE', pending, 0, CHUNK - 1)) do
-    if (read_entry(entry)) > newest then
-      break
-    end
-    older = older + 1
-    merged[older] = entry
-  end
-  redis.call('LTRIM', pending, older, -1)
-  for _, entry in ipairs(entries) do
-    merged[#merged + 1] = entry
-  end
-  table.sort(merged, function(a, b) return (read_entry(a)) < (read_entry(b)) end)
+-- Puts entries at the head of a pending list, in their order.
+local function put_first(pending, entries)
   local reversed = {}
-  for i = #merged, 1, -1 do
-    reversed[#reversed + 1] = merged[i]
+  for i = #entries, 1, -1 do
+    reversed[#reversed + 1] = entries[i]
   end
   call_many('LPUSH', pending, reversed)
+end
+
+-- Gives entries back: before those that were never claimed, by age among what was given back, too.
+-- So the head alone says whether anything is due.
+local function give_back(pending, entries)
+  local merged, age, place = {}, {}, {}
+  local function add(entry)
+    merged[#merged + 1] = entry
+    age[entry], place[entry] = read_entry(entry), #merged
+  end
+  for _, entry in ipairs(entries) do
+    add(entry)
+  end
+  local earlier = 0
+  for _, entry in ipairs(redis.call('LRANGE', pending, 0, CHUNK - 1)) do
+    local _, split = read_entry(entry)
+    if split == FRESH then
+      break
+    end
+    earlier = earlier + 1
+    add(entry)
+  end
+  table.sort(merged, function(a, b)
+    return age[a] < age[b] or age[a] == age[b] and place[a] < place[b]
+  end)
+  redis.call('LTRIM', pending, earlier, -1)
+  put_first(pending, merged)
 end
 
 -- A record of attempts is tries:crashes:alone:split:lost.
@@ -160,11 +174,15 @@ local function read_claim(record)
   }
 end
 
--- Forgets a claim of which nothing is owned any more.
+-- Forgets a claim of which nothing is owned any more. Its doorbell, if it came once more after the
+-- lease had expired, may have started another run since.
 local function close_claim(batch, claims, leases, token, bell)
   redis.call('DEL', batch)
   redis.call('ZREM', leases, token)
-  redis.call('HDEL', claims, token, 'bell:' .. bell)
+  redis.call('HDEL', claims, token)
+  if redis.call('HGET', claims, 'bell:' .. bell) == token then
+    redis.call('HDEL', claims, 'bell:' .. bell)
+  end
 end
 
 -- The entries of a batch whose requests this token still owns.

@@ -38,14 +38,25 @@ local function take(key, member)
   return ready_ms and tonumber(ready_ms) <= now and redis.call('ZREM', key, member) == 1
 end
 
-local entries = {}
+local entries, retries = {}, {}
 for i, id in ipairs(ids) do
   local member = group .. ':' .. id
   if take(delayed, member) or take(eta, member) then
     local _, _, _, level = read_attempts(records[i] or '')
-    entries[#entries + 1] = write_entry(now, level > 0 and level or FRESH, id)
+    if level > 0 then
+      retries[#retries + 1] = write_entry(now, level, id)
+    else
+      entries[#entries + 1] = write_entry(now, FRESH, id)
+    end
   end
 end
+local count = #entries + #retries
+if count == 0 then
+  return {'promoted', 0, 0, route}
+end
 call_many('RPUSH', pending, entries)
+if #retries > 0 then
+  give_back(pending, retries)
+end
 local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
-return {'promoted', #entries, signals, route}
+return {'promoted', count, signals, route}

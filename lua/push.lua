@@ -18,8 +18,9 @@
 -- ARGV[4]  flush_every  int
 -- ARGV[5]  interval_ms  int
 -- ARGV[6]  max_pending  int   requests of the task that may wait
--- ARGV[7]  caller       text  token of the batch that the call is made from, or empty
--- ARGV[8+] requests     list  (id, nonce, eta_ms or empty, envelope)*, at most 500
+-- ARGV[7]  window_ms    int   how long a call is remembered whose retry takes its place
+-- ARGV[8]  caller       text  token of the batch that the call is made from, or empty
+-- ARGV[9+] requests     list  (id, nonce, eta_ms or empty, envelope)*, at most 500
 --
 -- Returns {"pushed", signals, now_ms, status*}, a status per request: "new", "again" (this very
 -- call is stored already), "done" (it ran already), "duplicate" (another call with this id waits or
@@ -29,8 +30,9 @@ local items, pending, own, groups = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local bells, routes, eta, dead = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local attempts, errors, done, stats = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local now_ms, group, route, flush_every = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local interval_ms, max_pending, caller = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
-local requests = {unpack(ARGV, 8)}
+local interval_ms, max_pending = tonumber(ARGV[5]), tonumber(ARGV[6])
+local window_ms, caller = tonumber(ARGV[7]), ARGV[8]
+local requests = {unpack(ARGV, 9)}
 
 local now = clock(now_ms)
 local ids = {}
@@ -54,15 +56,18 @@ redis.call('HLEN', stats)
 
 local function judge(i, id, nonce, placed)
   local call = nonce == '' and id or nonce
-  local stored = values[i] or placed[id]
+  local stored = placed[id] or values[i]
+  if stored and read_nonce(stored, id) == call then
+    return 'again'
+  end
+  if redis.call('ZSCORE', done, call) then
+    return 'done'
+  end
   if not stored then
-    if redis.call('ZSCORE', done, call) then
-      return 'done'
-    end
     return waiting < max_pending and 'new' or 'full'
   end
-  if read_nonce(stored, id) == call then
-    return 'again'
+  if placed[id] then
+    return 'duplicate'
   end
   if caller ~= '' and owners[i] and string.match(owners[i], '^[^:]*') == caller then
     return 'retry'
@@ -74,7 +79,7 @@ local function judge(i, id, nonce, placed)
 end
 
 local statuses, stores, entries, etas = {}, {}, {}, {}
-local placed, forgotten, released, buried, new = {}, {}, {}, {}, 0
+local placed, forgotten, released, buried, tombstones, new = {}, {}, {}, {}, {}, 0
 for i, id in ipairs(ids) do
   local nonce, eta_ms, envelope = requests[4 * i - 2], requests[4 * i - 1], requests[4 * i]
   local status = judge(i, id, nonce, placed)
@@ -83,14 +88,15 @@ for i, id in ipairs(ids) do
       waiting, new = waiting + 1, new + 1
     else
       forgotten[#forgotten + 1] = id
+      tombstones[#tombstones + 1] = int(now + window_ms)
+      tombstones[#tombstones + 1] = read_nonce(values[i], id)
     end
     if status == 'retry' then
       released[#released + 1] = id
     elseif status == 'dead' then
       buried[#buried + 1] = string.match(values[i], '^[^:]*') .. ':' .. id
     end
-    placed[id], owners[i] = group .. ':' .. nonce .. ':' .. envelope, false
-    values[i] = placed[id]
+    placed[id] = group .. ':' .. nonce .. ':' .. envelope
     stores[#stores + 1] = id
     stores[#stores + 1] = placed[id]
     if eta_ms ~= '' and tonumber(eta_ms) > now then
@@ -103,6 +109,9 @@ for i, id in ipairs(ids) do
   end
   statuses[i] = status
 end
+if #stores == 0 then
+  return {'pushed', 0, int(now), unpack(statuses)}
+end
 
 -- The first write allocates: a server that is out of memory refuses the call whole.
 call_many('HSET', items, stores)
@@ -112,7 +121,8 @@ call_many('HDEL', attempts, forgotten)
 call_many('HDEL', errors, forgotten)
 call_many('RPUSH', pending, entries)
 call_many('ZADD', eta, etas)
-if #stores > 0 and not routed then
+call_many('ZADD', done, tombstones)
+if not routed then
   redis.call('HSET', routes, group, route)
 end
 if new > 0 then

@@ -80,6 +80,9 @@ for _, entry in ipairs(mine) do
     end
   end
 end
+if #freed == 0 then
+  return {'released', 0, 0}
+end
 
 -- Frees first, so that it also works when the server is out of memory.
 call_many('HDEL', own, freed)
@@ -99,9 +102,7 @@ if #buried > 0 and excess > 0 then
   call_many('HDEL', errors, ids)
   redis.call('HINCRBY', stats, 'dropped', #ids)
 end
-if #freed > 0 then
-  redis.call('HSETNX', routes, group, read_claim(record).route)
-end
+redis.call('HSETNX', routes, group, read_claim(record).route)
 if #waiting > 0 then
   give_back(pending, waiting)
 end

@@ -46,26 +46,35 @@ local function overdue(key)
   return redis.call('ZRANGEBYSCORE', key, '-inf', int(now), 'LIMIT', 0, limit)
 end
 
--- What lies further ahead than its record allows was written before the clock went back.
-local function clamp(key, allowed_ms)
+-- Frees first, if only in name, so that it also works when the server is out of memory.
+local forgotten = overdue(done)
+forgotten[#forgotten + 1] = ''
+call_many('ZREM', done, forgotten)
+
+-- What lies further ahead than its record allows was written before the clock went back. Every
+-- record allows `least_ms`.
+local function clamp(key, least_ms, allowed_ms)
   local farthest = redis.call('ZREVRANGE', key, 0, limit - 1, 'WITHSCORES')
   for i = 1, #farthest, 2 do
-    local bound = now + allowed_ms(farthest[i])
-    if tonumber(farthest[i + 1]) <= bound then
+    local ahead_ms = tonumber(farthest[i + 1]) - now
+    if ahead_ms <= least_ms then
       return
     end
-    redis.call('ZADD', key, int(bound), farthest[i])
+    local bound_ms = allowed_ms(farthest[i])
+    if ahead_ms > bound_ms then
+      redis.call('ZADD', key, int(now + bound_ms), farthest[i])
+    end
   end
 end
 
-clamp(groups, function(group)
+clamp(groups, interval_ms, function(group)
   local _, _, pause_ms = read_bells(redis.call('HGET', bells, group), now)
   return math.max(interval_ms, pause_ms)
 end)
-clamp(leases, function(token)
+clamp(leases, 0, function(token)
   return read_claim(redis.call('HGET', claims, token)).lease_ms
 end)
-clamp(delayed, function() return longest_ms end)
+clamp(delayed, longest_ms, function() return longest_ms end)
 
 if greet then
   for _, group in ipairs(redis.call('ZRANGE', groups, 0, limit - 1)) do
@@ -104,7 +113,6 @@ for _, member in ipairs(overdue(eta)) do
   ready[#ready + 1] = member
 end
 
-call_many('ZREM', done, overdue(done))
 if sweeper ~= '' and not led then
   redis.call('HSET', stats, 'leader', sweeper, 'swept_ms', int(now))
 end

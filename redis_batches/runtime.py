@@ -7,10 +7,8 @@ import os
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import redis
-from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
 from redis_batches.config import HEARTBEATS_PER_LEASE, Settings
@@ -104,13 +102,8 @@ def _urls(setting: Any) -> Iterable[str]:
     return [url for url in setting or () if isinstance(url, str)]
 
 
-_runtimes: WeakKeyDictionary[Celery, Runtime] = WeakKeyDictionary()
-
-
 def runtime_of(app: Any) -> Runtime:
-    """Returns the runtime of an app."""
+    """Returns the runtime of an app, which keeps it."""
     app = getattr(app, "_get_current_object", lambda: app)()
-    found = _runtimes.get(app)
-    if found is None:
-        found = _runtimes.setdefault(app, Runtime(app))
-    return found
+    found: Runtime | None = app.__dict__.get("_redis_batches")
+    return found or app.__dict__.setdefault("_redis_batches", Runtime(app))  # type: ignore[no-any-return]

@@ -117,6 +117,7 @@ class Store:
             flush_every=trigger.flush_every,
             interval_ms=trigger.interval_ms,
             max_pending=self.settings.max_pending,
+            window_ms=DEDUPLICATION_WINDOW_MS,
             caller=caller,
             requests=flat,
         )

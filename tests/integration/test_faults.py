@@ -9,6 +9,7 @@ import pytest
 
 from redis_batches import doorbell
 from tests.conftest import wait_until
+from tests.integration.ledger import ledger
 from tests.integration.processes import Cluster
 
 #: A machine under test may be slow: what a bound is exceeded by without saying anything.
@@ -19,14 +20,14 @@ def test_a_killed_workers_batch_runs_again_on_another(cluster: Cluster, shop: An
     """After kill -9 in the middle of a batch the lease ends, and callers get their results."""
     first = cluster.worker(TEST_LEASE="2", concurrency=1)
     results = [shop.stall.delay(number) for number in range(4)]
-    wait_until(shop.ledger, description="the batch runs")
+    wait_until(ledger, description="the batch runs")
     cluster.worker(TEST_LEASE="2", concurrency=1)
 
     first.kill()
     killed = time.time()
 
     assert [result.get(timeout=30) for result in results] == ["attempt 2"] * 4
-    before, *after = shop.ledger()
+    before, *after = ledger()
     assert sorted(task_id for run in after for task_id in run["ids"]) == sorted(before["ids"])
     assert all(run["fence"] > before["fence"] for run in after)
     assert after[0]["at"] - killed < 2 + 1 + SLACK
@@ -40,7 +41,7 @@ def test_a_killed_pool_child_is_noticed_at_once(cluster: Cluster, shop: Any) -> 
 
     cluster.worker(TEST_LEASE="600", concurrency=2)
     results = [shop.stall.delay(number) for number in range(4)]
-    (run,) = wait_until(shop.ledger, description="the batch runs")
+    (run,) = wait_until(ledger, description="the batch runs")
 
     os.kill(run["pid"], signal.SIGKILL)
 
@@ -55,7 +56,7 @@ def test_workers_keep_the_interval_without_beat(cluster: Cluster, shop: Any) -> 
         result = shop.fast.delay()
         result.get(timeout=10)
 
-    waits = [run["at"] - min(run["since"]) for run in shop.ledger()]
+    waits = [run["at"] - min(run["since"]) for run in ledger()]
     assert len(waits) == 5
     assert all(0.05 <= wait < 1 for wait in waits), waits
 
@@ -68,7 +69,7 @@ def test_beat_keeps_the_interval_without_the_workers_sweepers(cluster: Cluster, 
     results = [shop.double.delay(number) for number in range(3)]
 
     assert [result.get(timeout=20) for result in results] == [0, 2, 4]
-    (run,) = shop.ledger()
+    (run,) = ledger()
     assert 1.0 <= run["at"] - min(run["since"]) < 1 + 1 + SLACK
 
 
@@ -85,11 +86,11 @@ def test_nothing_waits_longer_than_the_doorbells_are_lost(cluster: Cluster, shop
             shop.load.delay(number)
 
     def ran() -> int:
-        return sum(len(run["ids"]) for run in shop.ledger() if run["at"] >= deaf_until)
+        return sum(len(run["ids"]) for run in ledger() if run["at"] >= deaf_until)
 
     wait_until(ran, 100, description="something runs after the minute")
     wait_until(lambda: shop.load.stats()["acked"] == 275, 30, description="everything ran")
-    assert max(run["at"] for run in shop.ledger()) < deaf_until + 10 + SLACK
+    assert max(run["at"] for run in ledger()) < deaf_until + 10 + SLACK
 
 
 def test_a_broker_that_is_down_does_not_fail_the_caller(
@@ -119,8 +120,8 @@ def test_an_interval_of_zero_batches_by_itself(cluster: Cluster, shop: Any) -> N
         shop.natural.delay(number)
 
     wait_until(lambda: shop.natural.stats()["acked"] == 200, description="all ran")
-    sizes = [len(run["ids"]) for run in shop.ledger()]
+    sizes = [len(run["ids"]) for run in ledger()]
     assert sum(sizes) == 200
     assert max(sizes) == 7
-    numbers = [args[0] for run in shop.ledger() for args in run["args"]]
+    numbers = [args[0] for run in ledger() for args in run["args"]]
     assert numbers == list(range(200))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import wait_until
+from tests.integration.ledger import ledger
 from tests.integration.processes import ROOT, Cluster
 
 CALLS, PRODUCERS = 50_000, 4
@@ -38,7 +39,7 @@ def test_every_call_runs_exactly_once(cluster: Cluster, shop: Any) -> None:
 
     wait_until(lambda: shop.load.stats()["acked"] >= CALLS, 60, description="all are acked")
 
-    runs = shop.ledger()
+    runs = ledger()
     numbers = Counter(args[0] for run in runs for args in run["args"])
     assert numbers == Counter(range(CALLS))
     assert max(len(run["ids"]) for run in runs) <= 100

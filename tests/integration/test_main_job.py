@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.conftest import wait_until
+from tests.integration.ledger import ledger
 from tests.integration.processes import Cluster
 
 
@@ -15,7 +16,7 @@ def test_a_full_batch_runs_and_each_caller_gets_its_own_result(cluster: Cluster,
     results = [shop.double.delay(number) for number in range(10)]
 
     assert [result.get(timeout=10) for result in results] == [2 * n for n in range(10)]
-    assert [len(run["ids"]) for run in shop.ledger()] == [10]
+    assert [len(run["ids"]) for run in ledger()] == [10]
 
 
 def test_a_partial_batch_runs_after_the_interval(cluster: Cluster, shop: Any) -> None:
@@ -25,7 +26,7 @@ def test_a_partial_batch_runs_after_the_interval(cluster: Cluster, shop: Any) ->
     results = [shop.double.delay(number) for number in range(3)]
 
     assert [result.get(timeout=10) for result in results] == [0, 2, 4]
-    (run,) = shop.ledger()
+    (run,) = ledger()
     waited = run["at"] - min(run["since"])
     assert len(run["ids"]) == 3
     assert waited >= 1.0

@@ -11,7 +11,7 @@ from celery import chain, chord, group, states
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 
 from tests.conftest import wait_until
-from tests.integration.apps.shop import ledger
+from tests.integration.ledger import ledger
 from tests.integration.processes import Cluster
 
 APP = "tests.integration.apps.outcomes"

@@ -13,6 +13,7 @@ A seed that fails once belongs into FAILED_SEEDS, which every run of the tests r
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import random
 import sys
@@ -42,7 +43,7 @@ from redis_batches.model import (
 from redis_batches.scripts import load_scripts
 from redis_batches.store import Lease, Store
 from redis_batches.sweeper import Served, Sweeper
-from tests.properties.state import State, ensure
+from tests.properties.state import FRESH, State, ensure
 
 FAILED_SEEDS: tuple[int, ...] = ()
 
@@ -65,6 +66,7 @@ class Call:
         runs: How often a worker has run it.
         allowed: How often it may run when a lost run must not be repeated.
         crashes: How often a worker died while it ran it.
+        buried: It is, or was, a dead letter.
         forgiven: A failover lost it, or brought it back: what was told does not count.
     """
 
@@ -79,6 +81,7 @@ class Call:
     runs: int = 0
     allowed: int = 1
     crashes: int = 0
+    buried: bool = False
     forgiven: bool = False
 
     def outgoing(self, padding: int = 0) -> Outgoing:
@@ -290,7 +293,9 @@ class Simulation:
             out, _, pause_ms = self.after.bell(group)
             wait_ms = self.after.groups[group] - self.now_ms
             ensure(wait_ms <= max(longest, pause_ms), f"{group} waits for too long: {wait_ms} ms")
-            if len(entries) >= largest or entries[0].is_due(longest, self.now_ms):
+            head = entries[0]
+            due = head.split != FRESH or head.since_ms + longest <= self.now_ms
+            if due or len(entries) >= largest:
                 ensure(out or wait_ms <= 0, f"{group} has a batch, and nobody is woken")
 
     def unchanged(self) -> None:
@@ -345,7 +350,7 @@ class Simulation:
             latest = max(self.times[call.ended_step :])
             if latest >= self.times[call.ended_step] + DEDUPLICATION_WINDOW_MS:
                 return
-            if "dropped" in call.told:
+            if call.buried:
                 return
         status = self.store.push(call.group, self._trigger(), [call.outgoing()]).statuses[0]
         ensure(status in (Status.AGAIN, Status.DONE), f"{call} arrived again: {status}")
@@ -497,6 +502,7 @@ class Simulation:
             return
         for request, call in run.hopeless:
             call.told.append("failure")
+            call.buried = True
             run.given_back.append(Outcome(request.id, Verb.DEAD, error="WorkerLostError()"))
         run.hopeless = []
         for _ in range(self.rng.choice((1, 2, 5, 100))):
@@ -518,6 +524,7 @@ class Simulation:
             return
         if verb == "dead":
             call.told.append("failure")
+            call.buried = True
         else:
             call.allowed += 1
         delay_ms = self.rng.choice((0, 0, SECOND, 60 * SECOND)) if verb != "dead" else 0
@@ -598,28 +605,24 @@ class Simulation:
         self.faults, self.broker_is_up = False, True
         self.store.late.clear()
         start_ms, deadline_ms = self.now_ms, self._deadline()
-        while self.after.items.keys() - {m.partition(":")[2] for m in self.after.dead}:
+        while self.after.waiting:
             while self.broker:
                 with self.checked():
                     self.answer()
-            with self.checked():
-                self._finish_runs()
-            with self.checked():
-                self.sweepers[0].tick()
-            if not self.broker and not self.runs:
-                self._wait_for_attention()
-                ensure(
-                    self.now_ms <= deadline_ms,
-                    f"after {(self.now_ms - start_ms) / SECOND} s {self.after} is left",
-                )
-        with self.checked():
             self._finish_runs()
+            with self.checked():
+                wait = self.sweepers[0].tick()
+            if self.after.waiting and not self.broker and not self.runs:
+                waited = f"{(self.now_ms - start_ms) / SECOND} s"
+                ensure(self.now_ms <= deadline_ms, f"not drained after {waited}")
+                self._wait_for_attention(wait)
+        self._finish_runs()
         self._check_end()
 
     def _finish_runs(self) -> None:
-        for run in list(self.runs):
-            while run in self.runs:
-                self._go_on(run)
+        while self.runs:
+            with self.checked():
+                self._go_on(self.runs[0])
 
     def _deadline(self) -> int:
         """When all must be over: after the lease, the pause of a doorbell, delays and crashes."""
@@ -630,11 +633,12 @@ class Simulation:
         crashes = poison * (math.log2(16) + 3) * (LEASE * SECOND + MAX_PAUSE_MS)
         return latest + longest + LEASE * SECOND + MAX_PAUSE_MS + 10 * SECOND + round(crashes)
 
-    def _wait_for_attention(self) -> None:
+    def _wait_for_attention(self, seconds: float) -> None:
+        """Skips the ticks that would find nothing."""
         state = self.after
-        times = [*state.groups.values(), *state.leases.values()]
-        times += [*state.delayed.values(), *state.eta.values(), self.now_ms + HOUR]
-        self.now_ms = max(self.now_ms, min(times)) + 1
+        times = (state.groups, state.leases, state.delayed, state.eta)
+        first_ms = min(ms for scores in times for ms in scores.values())
+        self.now_ms = max(self.now_ms + math.ceil(seconds * SECOND), first_ms + 1)
 
     def _check_end(self) -> None:
         """Everybody was told once; no innocent request died; nothing is left but dead letters."""
@@ -677,6 +681,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the first one (default: %(default)s)")
     parser.add_argument("--url", help="a Redis or Valkey server; default: fakeredis")
     options = parser.parse_args(argv)
+    logging.getLogger("redis_batches").setLevel(logging.ERROR)
     client = redis.Redis.from_url(options.url) if options.url else fakeredis.FakeRedis()
     failed, started = [], time.monotonic()
     for seed in range(options.first, options.first + options.seeds):

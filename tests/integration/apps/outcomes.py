@@ -9,7 +9,7 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject
 
 from redis_batches import Batches, SimpleRequest, batched_task
-from tests.integration.apps.shop import record
+from tests.integration.ledger import ledger, record
 
 app = Celery(
     "outcomes",
@@ -126,14 +126,8 @@ def rejecting(requests: list[SimpleRequest]) -> None:
     record(requests)
     if requests[0].args[0] == "for good":
         raise Reject("no", requeue=False)
-    if len([run for run in _runs() if run["ids"] == [r.id for r in requests]]) == 1:
+    if len([run for run in ledger() if run["ids"] == [r.id for r in requests]]) == 1:
         raise Reject("not now", requeue=True)
-
-
-def _runs() -> list[dict[str, Any]]:
-    from tests.integration.apps.shop import ledger
-
-    return ledger()
 
 
 @batched_task(**TRIGGER, app=app, time_limit=1)

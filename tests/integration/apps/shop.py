@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 from celery import Celery
 
 from redis_batches import Batches, SimpleRequest, batched_task, doorbell
+from tests.integration.ledger import record
 
 app = Celery(
     "shop",
@@ -23,35 +22,6 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
 )
-
-
-def record(requests: list[SimpleRequest], **more: Any) -> None:
-    """Appends one line per run of a batch to a file that tests read."""
-    batch = requests[0].batch
-    line = {
-        "ids": [request.id for request in requests],
-        "args": [list(request.args) for request in requests],
-        "attempts": [request.attempt for request in requests],
-        "since": [request.enqueued_at and request.enqueued_at.timestamp() for request in requests],
-        "at": time.time(),
-        "pid": os.getpid(),
-        "fence": batch.fence if batch else None,
-        "token": batch.token if batch else None,
-        **more,
-    }
-    path = Path(os.environ["TEST_FOLDER"]) / "ledger"
-    data = (json.dumps(line) + "\n").encode()
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    try:
-        os.write(handle, data)
-    finally:
-        os.close(handle)
-
-
-def ledger() -> list[dict[str, Any]]:
-    """Returns what was recorded so far, a line per run."""
-    path = Path(os.environ["TEST_FOLDER"]) / "ledger"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 @batched_task(flush_every=10, flush_interval=1, app=app)

@@ -14,9 +14,9 @@ from redis_batches import completion
 from redis_batches.codec import UnknownEnvelope
 from redis_batches.config import HEARTBEATS_PER_LEASE
 from redis_batches.errors import LeaseLost, ResultCountError, ResultKeyError, ResultTypeError
+from redis_batches.lease import Lease
 from redis_batches.model import Bells, Outcome, Verb
 from redis_batches.request import SimpleRequest
-from redis_batches.store import Lease
 
 if TYPE_CHECKING:
     from redis_batches.task import Batches

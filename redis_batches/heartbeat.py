@@ -13,7 +13,7 @@ from logging import getLogger
 from time import sleep
 
 from redis_batches.errors import BatchesError
-from redis_batches.store import Lease
+from redis_batches.lease import Lease
 
 logger = getLogger(__name__)
 

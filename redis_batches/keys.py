@@ -24,6 +24,7 @@ key                     type  content                                         an
 `rb:T:done`             zset  nonce or token -> expiry in ms: ran already     ack, sweep
 `rb:T:stats`            hash  counters, the last fence, the leading sweeper   never
 `rb:{namespace}:tasks`  hash  task -> its options, JSON, written by workers   never
+`rb:{namespace}:beat`   hash  whether beat's last sweep message still waits     never
 ======================  ====  ==============================================  =====================
 """
 
@@ -49,9 +50,15 @@ _STATIC = {
 }
 
 
-def registry(namespace: str) -> str:
-    """Returns the key of the hash that lists the tasks of a namespace."""
-    return f"rb:{{{quote(namespace, safe='')}}}:tasks"
+class NamespaceKeys:
+    """The keys that the tasks of a namespace share."""
+
+    def __init__(self, namespace: str) -> None:
+        self._prefix = f"rb:{{{quote(namespace, safe='')}}}:"
+
+    def resolve(self, name: str, **_: str) -> str:
+        """Returns the key of `tasks` or `beat`."""
+        return self._prefix + name
 
 
 class Keys:

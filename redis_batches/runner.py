@@ -17,10 +17,10 @@ from redis_batches.batch import Batch, running
 from redis_batches.codec import Envelope, decode
 from redis_batches.doorbell import new_token, ring
 from redis_batches.errors import BatchesError
+from redis_batches.lease import Lease
 from redis_batches.model import Claimed, Idle
 from redis_batches.request import SimpleRequest
 from redis_batches.runtime import runtime_of
-from redis_batches.store import Lease
 
 if TYPE_CHECKING:
     from redis_batches.task import Batches

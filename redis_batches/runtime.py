@@ -15,7 +15,8 @@ from redis_batches.config import HEARTBEATS_PER_LEASE, Settings
 from redis_batches.connection import SCHEMES, connect, is_redis_url
 from redis_batches.errors import OptionError
 from redis_batches.heartbeat import Heartbeat
-from redis_batches.store import Registry, Store
+from redis_batches.registry import Registry
+from redis_batches.store import Store
 
 
 class Runtime:
@@ -29,6 +30,7 @@ class Runtime:
         self.installed = False
         self._pid = 0
         self._client: redis.Redis | None = None
+        self._sweeping_client: redis.Redis | None = None
         self._heartbeat: Heartbeat | None = None
         self._stores: dict[str, Store] = {}
 
@@ -64,7 +66,8 @@ class Runtime:
         """Drops what a fork inherited: sockets that are another's, threads that do not run."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._client, self._heartbeat, self._stores = None, None, {}
+            self._client, self._sweeping_client = None, None
+            self._heartbeat, self._stores = None, {}
 
     def store(self, task: str) -> Store:
         """Returns the store of a task."""
@@ -72,6 +75,13 @@ class Runtime:
         if task not in self._stores:
             self._stores[task] = Store(client, self.settings, task)
         return self._stores[task]
+
+    def sweeping_store(self, task: str) -> Store:
+        """Returns a store that rather gives up than keeps a worker's event loop waiting."""
+        self._after_fork()
+        if self._sweeping_client is None:
+            self._sweeping_client = connect(self._url(), min(self.settings.timeout, 1.0), 0)
+        return Store(self._sweeping_client, self.settings, task)
 
     @property
     def registry(self) -> Registry:
@@ -106,4 +116,4 @@ def runtime_of(app: Any) -> Runtime:
     """Returns the runtime of an app, which keeps it."""
     app = getattr(app, "_get_current_object", lambda: app)()
     found: Runtime | None = app.__dict__.get("_redis_batches")
-    return found or app.__dict__.setdefault("_redis_batches", Runtime(app))  # type: ignore[no-any-return]
+    return found or app.__dict__.setdefault("_redis_batches", Runtime(app))

@@ -7,21 +7,32 @@ by name and a missing or unknown one is an error here, not a wrong slot in Lua.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from hashlib import sha1
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from redis_batches.errors import OutOfMemory, StoreError
-from redis_batches.keys import Keys
 
 PRELUDE = "prelude"
+#: Values of one script call: requests of push, outcomes of release; and ids of ack.
+PUSH_CHUNK = 500
+ACK_CHUNK = 1000
+_T = TypeVar("_T")
 _SLOT = re.compile(r"^-- (KEYS|ARGV)\[(\d+)(\+?)\]\s+(\w+)", re.MULTILINE)
+
+
+def chunked(values: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Yields lists of at most `size` values."""
+    iterator = iter(values)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
 
 
 def folder() -> Path:
@@ -34,6 +45,13 @@ def folder() -> Path:
 def load_sources() -> dict[str, str]:
     """Returns the source of every Lua file, by its name without the ending."""
     return {path.stem: path.read_text("utf-8") for path in sorted(folder().glob("*.lua"))}
+
+
+class Resolves(Protocol):
+    """What knows the keys that a script's header names."""
+
+    def resolve(self, name: str, *, group: str, token: str) -> str:
+        """Returns a key by its name in the header."""
 
 
 class Script:
@@ -55,7 +73,7 @@ class Script:
         self.source = f"{prelude}\n{source}"
         self._sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(self, client: redis.Redis, keys: Keys, **values: Any) -> list[Any]:
+    def __call__(self, client: redis.Redis, keys: Resolves, **values: Any) -> list[Any]:
         """Runs the script; `values` gives one value per ARGV slot, by name.
 
         Returns:

@@ -6,44 +6,38 @@ nonces of its calls, everything else by the token of its run.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 import redis
 
-from redis_batches import keys as names
 from redis_batches.codec import text
 from redis_batches.config import (
-    DEDUPLICATION_CALLS,
     DEDUPLICATION_WINDOW_MS,
     MAX_DELAY_MS,
     Settings,
 )
-from redis_batches.errors import LeaseLost, ScriptReplyError
+from redis_batches.errors import ScriptReplyError
 from redis_batches.keys import Keys
+from redis_batches.lease import Lease
 from redis_batches.model import (
     Attempts,
     Bells,
     Claimed,
     Group,
     Idle,
-    Outcome,
     Outgoing,
     Pushed,
     Status,
     Swept,
     Trigger,
 )
-from redis_batches.scripts import load_scripts, translated
+from redis_batches.scripts import PUSH_CHUNK, chunked, load_scripts, translated
 
-_T = TypeVar("_T")
+Clock: TypeAlias = Callable[[], str]
 
-#: Requests of one call of push, and outcomes of one call of release.
-PUSH_CHUNK = 500
-ACK_CHUNK = 1000
+#: Names of each kind that one sweep asks for.
 SWEEP_LIMIT = 500
 _COUNTS = (
     ("hlen", "items"),
@@ -53,13 +47,6 @@ _COUNTS = (
     ("zcard", "dead"),
     ("hgetall", "stats"),
 )
-
-
-def chunked(values: Iterable[_T], size: int) -> Iterable[list[_T]]:
-    """Yields lists of at most `size` values."""
-    iterator = iter(values)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 def server_time() -> str:
@@ -82,7 +69,7 @@ class Store:
         client: redis.Redis,
         settings: Settings,
         task: str,
-        clock: Callable[[], str] = server_time,
+        clock: Clock = server_time,
     ) -> None:
         self.task = task
         self.settings = settings
@@ -170,7 +157,7 @@ class Store:
         if word != "claimed":
             return Idle(word, int(reply[1]) if word == "not_due" else 0)
         _, fence, started_ms, signals, route, *rows = reply
-        requests = tuple(_read_row(*rows[i : i + 3]) for i in range(0, len(rows), 3))
+        requests = tuple(read_row(*rows[i : i + 3]) for i in range(0, len(rows), 3))
         bells = Bells(group, text(route), signals, int(started_ms))
         return Lease(self, trigger, token, group, int(fence), int(started_ms), bells, requests)
 
@@ -262,6 +249,12 @@ class Store:
         with translated("count requests"):
             return int(self.client.llen(self.keys.pending(group)))
 
+    def ledger(self) -> tuple[int, int]:
+        """Returns how many requests are stored, and how many the counters say should be."""
+        stats = self.stats()
+        stored = stats["waiting"] + stats["running"] + stats["dead"]
+        return stored, stats["pushed"] - stats["acked"] - stats["dropped"]
+
     def groups(self) -> dict[str, str]:
         """Returns the route of each group, by its id."""
         with translated("list the groups"):
@@ -291,129 +284,8 @@ class Store:
         }
 
 
-class Lease:
-    """One claimed batch, held by this process until it is settled or the lease expires.
-
-    Attributes:
-        token: Names this run of the batch; fresh at each run.
-        group: Id of its group.
-        fence: A number that is larger than that of every earlier run of the task.
-        started_ms: Server time of the claim, in ms.
-        bells: Doorbells to ring for what the claim left behind.
-        requests: The claimed requests, oldest first.
-        lost: Whether Redis said that the lease ended.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        trigger: Trigger,
-        token: str,
-        group: str,
-        fence: int,
-        started_ms: int,
-        bells: Bells,
-        requests: tuple[Claimed, ...],
-    ) -> None:
-        self._store = store
-        self._trigger = trigger
-        self.token = token
-        self.group = group
-        self.fence = fence
-        self.started_ms = started_ms
-        self.bells = bells
-        self.requests = requests
-        self.lost = False
-
-    def ack(self, ids: Sequence[str] | None = None) -> int:
-        """Forgets finished requests; without ids, ends the batch with all that it still holds.
-
-        Returns:
-            How many were forgotten; 0 if the batch had ended before.
-
-        Raises:
-            LeaseLost: Another worker took the batch over; nothing was changed.
-        """
-        if ids is None:
-            return self._ack(())
-        return sum(self._ack(chunk) for chunk in chunked(ids, ACK_CHUNK))
-
-    def _ack(self, ids: Sequence[str]) -> int:
-        reply = self._store.run(
-            "ack",
-            token=self.token,
-            window_ms=DEDUPLICATION_WINDOW_MS,
-            window=DEDUPLICATION_CALLS,
-            ids=ids,
-        )
-        self._check(reply[0])
-        return int(reply[1]) if reply[0] == "acked" else 0
-
-    def release(self, outcomes: Sequence[Outcome]) -> list[Bells]:
-        """Gives requests back: to run later, at once, or as dead letters.
-
-        Returns:
-            The doorbells to ring.
-
-        Raises:
-            LeaseLost: Another worker took the batch over; nothing was changed.
-        """
-        rung = []
-        for chunk in chunked(outcomes, PUSH_CHUNK):
-            flat: list[Any] = []
-            for outcome in chunk:
-                error = outcome.error.encode("utf-8", "replace")[:2048]
-                flat += (outcome.id, outcome.verb.value, min(outcome.delay_ms, MAX_DELAY_MS), error)
-            reply = self._store.run(
-                "release",
-                group=self.group,
-                token=self.token,
-                flush_every=self._trigger.flush_every,
-                interval_ms=self._trigger.interval_ms,
-                max_dead=self._store.settings.max_dead,
-                outcomes=flat,
-            )
-            self._check(reply[0])
-            rung.append(Bells(self.group, self.bells.route, reply[2], 0))
-        return rung
-
-    def extend(self) -> bool:
-        """Keeps the lease; returns False, and sets `lost`, if it cannot be kept."""
-        lease_ms = round(self._store.settings.lease * 1000)
-        reply = self._store.run("extend", token=self.token, lease_ms=lease_ms)
-        self.lost = reply[0] != "extended"
-        return not self.lost
-
-    def _check(self, word: str) -> None:
-        if word == "fenced":
-            self.lost = True
-            raise LeaseLost(
-                f"the lease on batch {self.token} of {self._store.task} ended before its function "
-                "did, and its requests run elsewhere: raise redis_batches_lease if the worker is "
-                "often cut off from Redis for so long"
-            )
-
-
-class Registry:
-    """The tasks of a namespace, as the workers that serve them wrote them down."""
-
-    def __init__(self, client: redis.Redis, namespace: str) -> None:
-        self._client = client
-        self._key = names.registry(namespace)
-
-    def write(self, task: str, options: dict[str, Any]) -> None:
-        """Notes a task with its options."""
-        with translated("register a task"):
-            self._client.hset(self._key, task, json.dumps(options, sort_keys=True))
-
-    def read(self) -> dict[str, dict[str, Any]]:
-        """Returns the options of each task."""
-        with translated("list the tasks"):
-            found = self._client.hgetall(self._key)
-        return {text(task): json.loads(options) for task, options in found.items()}
-
-
-def _read_row(entry: bytes, attempts: bytes, value: bytes) -> Claimed:
+def read_row(entry: bytes, attempts: bytes, value: bytes) -> Claimed:
+    """Returns a request of its entry, its record of attempts and its stored value."""
     since_ms, _, task_id = text(entry).split(":", 2)
     _, _, rest = value.partition(b":")
     _, _, envelope = rest.partition(b":")

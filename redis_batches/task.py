@@ -15,8 +15,9 @@ from redis_batches.backends import watch_app
 from redis_batches.batch import Batch, running
 from redis_batches.config import check_function, check_name, make_trigger
 from redis_batches.doorbell import MARKER, ring
-from redis_batches.model import Bells, Trigger
-from redis_batches.producer import Hop, SentEvents
+from redis_batches.inspector import Inspector
+from redis_batches.model import Bells, Group, Trigger
+from redis_batches.producer import Hop, SentEvents, destination
 from redis_batches.request import SimpleRequest
 from redis_batches.runner import RUNNING, Runner
 from redis_batches.runtime import Runtime, runtime_of
@@ -111,6 +112,19 @@ class Batches(Task):  # type: ignore[type-arg]
             ring(self.app, self.name, Bells(group, route, batches, 0), force=True)
             asked += batches
         return asked
+
+    @property
+    def inspector(self) -> Inspector:
+        """Lists, requeues and drops dead letters, and repairs indexes."""
+        options = dict(self._get_exec_options())  # type: ignore[attr-defined]
+        app: Any = self.app
+        routed = app.amqp.router.route(options, self.name, (), {}, self)
+        return Inspector(
+            self._runtime.store(self.name),
+            self.trigger,
+            Group.of(destination(self.app, routed)).route,
+            lambda bells: ring(self.app, self.name, bells),
+        )
 
     def stats(self) -> dict[str, int]:
         """Returns counts of requests; see `redis_batches.store.Store.stats` for the keys."""

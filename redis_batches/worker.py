@@ -42,11 +42,21 @@ class SweepTask(Task):  # type: ignore[type-arg]
 
     def run(self) -> None:
         """Sweeps."""
+        runtime_of(self.app).registry.open()
         registered = registered_tasks(self.app)
         Sweeper(lambda: registered, ringer(self.app), MAX_PERIOD).tick()
 
     def apply_async(self, *args: Any, **options: Any) -> Any:
-        """Sends the sweep to a queue that a worker of batch tasks consumes."""
+        """Sends the sweep to a queue that a worker of batch tasks consumes.
+
+        Returns None, and sends nothing, while the last one still waits for a worker.
+        """
+        try:
+            if not runtime_of(self.app).registry.knock():
+                return None
+        except BatchesError as exc:
+            logger.warning("no sweep can be sent: %s", exc)
+            return None
         options.setdefault("queue", _sweep_queue(self.app))
         options.setdefault("expires", self.expires)
         return super().apply_async(*args, **options)
@@ -158,7 +168,7 @@ def registered_tasks(app: Any) -> list[Served]:
 
 
 def _own_tasks(app: Any) -> Iterable[Served]:
-    store = runtime_of(app).store
+    store = runtime_of(app).sweeping_store
     return [Served(store(task.name), task.trigger) for task in batch_tasks(app)]
 
 

@@ -1,0 +1,60 @@
+-- repair: index requests of one group again that no index knows, and forget owners without a claim.
+--
+-- KEYS[1] items    hash  id -> group:nonce:envelope
+-- KEYS[2] pending  list  since_ms:split:id, oldest first
+-- KEYS[3] own      hash  id -> token:nonce
+-- KEYS[4] claims   hash  token -> record; bell:id -> token
+-- KEYS[5] leases   zset  token -> expiry (ms)
+-- KEYS[6] groups   zset  group -> when it next wants attention (ms)
+-- KEYS[7] bells    hash  group -> outstanding:rung_ms:pause_ms
+-- KEYS[8] routes   hash  group -> where to ring for it (JSON)
+-- KEYS[9] delayed  zset  group:id -> ready (ms)
+-- KEYS[10] eta     zset  group:id -> wall clock (ms)
+-- KEYS[11] dead    zset  group:id -> died (ms)
+-- ARGV[1]  now_ms       int   empty: the server's time
+-- ARGV[2]  group        text
+-- ARGV[3]  route        text  JSON, for a group whose route is not known any more
+-- ARGV[4]  flush_every  int
+-- ARGV[5]  interval_ms  int
+-- ARGV[6+] ids          list  ids that the caller saw in no pending list; at most 500
+--
+-- A second entry of a request that waits after all is harmless: a claim skips it. Returns
+-- {"repaired", count, signals, route}. Cost O(ids).
+local items, pending, own, claims, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local groups, bells, routes = KEYS[6], KEYS[7], KEYS[8]
+local delayed, eta, dead = KEYS[9], KEYS[10], KEYS[11]
+local now_ms, group, route = ARGV[1], ARGV[2], ARGV[3]
+local flush_every, interval_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
+local ids = {unpack(ARGV, 6)}
+
+local now = clock(now_ms)
+local values, owners = call_many('HMGET', items, ids), call_many('HMGET', own, ids)
+redis.call('LLEN', pending)
+redis.call('ZCARD', groups)
+redis.call('HLEN', bells)
+redis.call('HLEN', routes)
+
+local function is_elsewhere(id, owner)
+  local token = owner and string.match(owner, '^[^:]*')
+  if token and redis.call('HEXISTS', claims, token) == 1 and redis.call('ZSCORE', leases, token) then
+    return true
+  end
+  local member = group .. ':' .. id
+  return redis.call('ZSCORE', delayed, member) or redis.call('ZSCORE', eta, member)
+    or redis.call('ZSCORE', dead, member)
+end
+
+local entries, freed = {}, {}
+for i, id in ipairs(ids) do
+  if values[i] and not is_elsewhere(id, owners[i]) then
+    entries[#entries + 1] = write_entry(now, FRESH, id)
+    freed[#freed + 1] = id
+  end
+end
+call_many('HDEL', own, freed)
+call_many('RPUSH', pending, entries)
+if #entries > 0 then
+  redis.call('HSETNX', routes, group, route)
+end
+local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
+return {'repaired', #entries, signals, redis.call('HGET', routes, group) or route}

@@ -1,0 +1,183 @@
+"""What an operator asks of a task, and does to its dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, TypeAlias
+
+from redis_batches.codec import text
+from redis_batches.errors import BatchesError
+from redis_batches.model import Attempts, Bells, Trigger
+from redis_batches.scripts import ACK_CHUNK, PUSH_CHUNK, chunked, translated
+from redis_batches.store import Store, read_row
+
+
+_ByGroup: TypeAlias = dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A request that was given up.
+
+    Attributes:
+        id: The task id.
+        died_at: When (UTC, by the server's clock).
+        error: The text of the exception that it was given up with.
+        attempts: What it went through.
+        envelope: The encoded call; it may hold secrets.
+    """
+
+    id: str
+    died_at: datetime
+    error: str
+    attempts: Attempts
+    envelope: bytes
+
+
+class Inspector:
+    """Looks into the requests of one task.
+
+    Args:
+        store: The task's store.
+        trigger: When a batch of the task is due.
+        route: Where to ring for a group whose route got lost, as JSON text.
+        ring: Rings doorbells.
+    """
+
+    def __init__(
+        self, store: Store, trigger: Trigger, route: str, ring: Callable[[Bells], None]
+    ) -> None:
+        self._store = store
+        self._client: Any = store.client
+        self._trigger = trigger
+        self._route = route
+        self._ring = ring
+
+    def list(self, limit: int = 100, offset: int = 0) -> Sequence[DeadLetter]:
+        """Returns dead letters, the oldest first."""
+        key, client = self._store.keys.resolve, self._client
+        with translated("list dead letters"):
+            members = client.zrange(key("dead"), offset, offset + limit - 1, withscores=True)
+            ids = [text(member).partition(":")[2] for member, _ in members]
+            if not ids:
+                return []
+            items, attempts, errors = (
+                client.hmget(key(name), ids) for name in ("items", "attempts", "errors")
+            )
+        found = []
+        for (_, died_ms), *row in zip(members, ids, items, attempts, errors, strict=True):
+            task_id, value, tried, error = row
+            request = read_row(f"0::{task_id}".encode(), tried or b"", value or b"")
+            died_at = datetime.fromtimestamp(died_ms / 1000, timezone.utc)
+            found.append(
+                DeadLetter(task_id, died_at, text(error or b""), request.attempts, request.envelope)
+            )
+        return found
+
+    def show(self, task_id: str) -> DeadLetter | None:
+        """Returns one dead letter, or None if there is none with this id."""
+        return next((letter for letter in self._all() if letter.id == task_id), None)
+
+    def requeue(self, ids: Iterable[str] | None = None) -> int:
+        """Lets dead letters run again, with a clean record; returns how many.
+
+        Args:
+            ids: Their ids; None for all.
+        """
+        wanted = [letter.id for letter in self._all()] if ids is None else list(ids)
+        count = 0
+        for group, members in self._by_group(wanted).items():
+            count += self._index("requeue", group, members)
+        return count
+
+    def drop(self, ids: Iterable[str]) -> int:
+        """Forgets dead letters for good; returns how many."""
+        chunks = chunked(ids, PUSH_CHUNK)
+        return sum(int(self._store.run("drop", ids=chunk)[1]) for chunk in chunks)
+
+    def repair(self) -> int:
+        """Indexes every request again that no index knows; returns how many.
+
+        Keys that were deleted by hand, or lost with the tail of a failover, leave requests that
+        nobody would ever claim. It reads every request of the task once.
+        """
+        found = 0
+        for group, ids in self._unindexed().items():
+            found += self._index("repair", group, ids)
+        return found
+
+    def check_ledger(self) -> None:
+        """Raises an error that says what it means if the counters do not add up.
+
+        Raises:
+            BatchesError: More or fewer requests are stored than were pushed and not yet finished.
+        """
+        stored, expected = self._store.ledger()
+        if stored != expected:
+            kind = "lost" if stored < expected else "appeared"
+            raise BatchesError(
+                f"{self._store.task} holds {stored} requests, but {expected} were pushed and not "
+                f"finished: {abs(stored - expected)} {kind}, by keys that were deleted or restored "
+                "by hand, or by a failover that lost its newest writes"
+            )
+
+    def _all(self) -> Iterator[DeadLetter]:
+        offset = 0
+        while page := self.list(PUSH_CHUNK, offset):
+            yield from page
+            offset += len(page)
+
+    def _index(self, verb: str, group: str, ids: Sequence[str]) -> int:
+        count = 0
+        for chunk in [*chunked(ids, PUSH_CHUNK)] or [[]]:
+            reply = self._store.run(
+                verb,
+                group=group,
+                route=self._route,
+                flush_every=self._trigger.flush_every,
+                interval_ms=self._trigger.interval_ms,
+                ids=chunk,
+            )
+            count += int(reply[1])
+            self._ring(Bells(group, text(reply[3]), reply[2], 0))
+        return count
+
+    def _by_group(self, ids: Sequence[str]) -> _ByGroup:
+        """Returns the stored ones of some ids by the id of their group."""
+        found: _ByGroup = {}
+        for chunk in chunked(ids, PUSH_CHUNK):
+            with translated("find requests"):
+                values = self._client.hmget(self._store.keys.resolve("items"), chunk)
+            for task_id, value in zip(chunk, values, strict=True):
+                if value is not None:
+                    found.setdefault(_group_of(value), []).append(task_id)
+        return found
+
+    def _unindexed(self) -> _ByGroup:
+        """Returns for each group the ids that wait in no pending list."""
+        found: _ByGroup = {group: [] for group in self._store.groups()}
+        pending: dict[str, set[str]] = {}
+        items = self._store.keys.resolve("items")
+        with translated("look for lost requests"):
+            for name, value in self._client.hscan_iter(items, count=1000):
+                group, task_id = _group_of(value), text(name)
+                if group not in pending:
+                    pending[group] = self._pending_ids(group)
+                    found.setdefault(group, [])
+                if task_id not in pending[group]:
+                    found[group].append(task_id)
+        return found
+
+    def _pending_ids(self, group: str) -> set[str]:
+        key, first = self._store.keys.pending(group), 0
+        found: set[str] = set()
+        while entries := self._client.lrange(key, first, first + ACK_CHUNK - 1):
+            found.update(text(entry).split(":", 2)[2] for entry in entries)
+            first += len(entries)
+        return found
+
+
+def _group_of(value: bytes) -> str:
+    return text(value.partition(b":")[0])

@@ -1,0 +1,164 @@
+"""requeue, drop and repair, through what an operator calls."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from redis_batches.errors import BatchesError
+from redis_batches.inspector import Inspector
+from redis_batches.lease import Lease
+from redis_batches.model import Bells, Group, Outcome, Outgoing, Trigger, Verb
+from redis_batches.store import Store
+from tests.conftest import Clock
+
+TRIGGER = Trigger(10, 1000)
+GROUP = Group.of({"queue": "celery"})
+
+
+@pytest.fixture
+def rung() -> list[Bells]:
+    """The doorbells that were rung."""
+    return []
+
+
+@pytest.fixture
+def inspector(store: Store, rung: list[Bells]) -> Inspector:
+    """An inspector of the task."""
+    return Inspector(store, TRIGGER, GROUP.route, rung.append)
+
+
+def push(store: Store, *ids: str) -> None:
+    """Stores requests."""
+    store.push(GROUP, TRIGGER, [Outgoing(task_id, "", None, b"1\n[[],{}]") for task_id in ids])
+
+
+def claim(store: Store, *, force: bool = True) -> Lease:
+    """Claims what waits."""
+    lease = store.claim(GROUP.id, TRIGGER, force=force)
+    assert isinstance(lease, Lease)
+    return lease
+
+
+def bury(store: Store, *ids: str) -> None:
+    """Makes dead letters of new requests."""
+    push(store, *ids)
+    lease = claim(store)
+    lease.release([Outcome(task_id, Verb.DEAD, error=f"of {task_id}") for task_id in ids])
+    lease.ack()
+
+
+def test_dead_letters_are_listed_with_their_errors(
+    store: Store, inspector: Inspector, clock: Clock
+) -> None:
+    """The oldest first, a page at a time."""
+    bury(store, "a")
+    clock.advance(1000)
+    bury(store, "b", "c")
+
+    assert [letter.id for letter in inspector.list()] == ["a", "b", "c"]
+    assert [letter.id for letter in inspector.list(limit=1, offset=1)] == ["b"]
+    letter = inspector.show("b")
+    assert letter is not None
+    assert (letter.error, letter.attempts.tries) == ("of b", 1)
+    assert letter.died_at.timestamp() * 1000 == clock.now_ms
+    assert letter.envelope == b"1\n[[],{}]"
+    assert inspector.show("nobody") is None
+
+
+def test_a_requeued_dead_letter_runs_with_a_clean_record(
+    store: Store, inspector: Inspector, clock: Clock, rung: list[Bells]
+) -> None:
+    """It waits like a new call, and counts its tries from the first."""
+    bury(store, "a", "b")
+
+    assert inspector.requeue(["a", "nobody"]) == 1
+    clock.advance(1000)
+
+    assert [request.id for request in claim(store, force=False).requests] == ["a"]
+    assert [letter.id for letter in inspector.list()] == ["b"]
+    assert inspector.requeue() == 1
+    (request,) = claim(store).requests
+    assert (request.id, request.attempts.number) == ("b", 1)
+
+
+def test_a_full_batch_of_requeued_letters_is_rung_for(
+    store: Store, inspector: Inspector, rung: list[Bells]
+) -> None:
+    """Where their group's route says."""
+    bury(store, *(f"id{number}" for number in range(10)))
+
+    assert inspector.requeue() == 10
+    assert [(bells.count, bells.route) for bells in rung] == [(1, GROUP.route)]
+
+
+def test_a_dropped_dead_letter_is_gone(store: Store, inspector: Inspector) -> None:
+    """And counted; what is no dead letter stays."""
+    bury(store, "a")
+    push(store, "b")
+
+    assert inspector.drop(["a", "b", "nobody"]) == 1
+
+    assert inspector.list() == []
+    assert store.stats()["dropped"] == 1
+    assert store.stats()["waiting"] == 1
+    inspector.check_ledger()
+
+
+@pytest.mark.parametrize("deleted", ["q", "groups", "bells", "routes", "leases", "claims", "all"])
+def test_requests_whose_indexes_were_deleted_come_back(
+    client: redis.Redis, store: Store, inspector: Inspector, clock: Clock, deleted: str
+) -> None:
+    """Whatever was deleted by hand: each of them runs once, after one repair."""
+    push(store, "a", "b")
+    lost = claim(store)
+    push(store, "c", "d")
+    keys = store.keys
+    names = {
+        "q": [keys.pending(GROUP.id)],
+        "all": [
+            key
+            for key in client.keys(f"{keys.resolve('items')[:-5]}*".replace("[", r"\["))
+            if not key.endswith((b":items", b":stats"))
+        ],
+    }
+    for key in names.get(deleted) or [keys.resolve(deleted)]:
+        client.delete(key)
+
+    inspector.repair()
+    clock.advance(40_000)
+    swept = store.sweep(TRIGGER.interval_ms)
+    assert swept is not None
+    for token, group in swept.expired:
+        store.reclaim(token, group, TRIGGER)
+
+    found: list[str] = []
+    while isinstance(lease := store.claim(GROUP.id, TRIGGER, force=True), Lease):
+        found += [request.id for request in lease.requests]
+    assert sorted(found) == ["a", "b", "c", "d"]
+    assert not lost.lost
+
+
+def test_repair_finds_nothing_where_nothing_is_wrong(store: Store, inspector: Inspector) -> None:
+    """Waiting, running, delayed and dead requests stay where they are."""
+    bury(store, "dead")
+    push(store, "running")
+    claim(store)
+    push(store, "waiting")
+    store.push(GROUP, TRIGGER, [Outgoing("later", "", 9_999_999_999_999, b"1\n[[],{}]")])
+    before = store.stats()
+
+    assert inspector.repair() == 0
+    assert store.stats() == before
+
+
+def test_a_ledger_that_does_not_add_up_says_what_it_means(
+    client: redis.Redis, store: Store, inspector: Inspector
+) -> None:
+    """Somebody deleted a request."""
+    push(store, "a", "b")
+    inspector.check_ledger()
+    client.hdel(store.keys.resolve("items"), "a")
+
+    with pytest.raises(BatchesError, match="holds 1 requests, but 2 were pushed"):
+        inspector.check_ledger()

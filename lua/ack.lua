@@ -5,7 +5,7 @@
 -- KEYS[3] claims    hash  token -> record; bell:id -> token
 -- KEYS[4] own       hash  id -> token:nonce
 -- KEYS[5] leases    zset  token -> expiry (ms)
--- KEYS[6] attempts  hash  id -> tries:crashes:alone:split:lost
+-- KEYS[6] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms
 -- KEYS[7] errors    hash  id -> text of the last error
 -- KEYS[8] done      zset  nonce or token -> expiry (ms)
 -- KEYS[9] stats     hash  counters
@@ -13,15 +13,16 @@
 -- ARGV[2]  token      text
 -- ARGV[3]  window_ms  int   how long a finished call is remembered
 -- ARGV[4]  window     int   how many finished calls are remembered
--- ARGV[5+] ids        list  at most 1,000; none: all that the batch still owns, and it ends
+-- ARGV[5]  well       int   1: the batch's function returned
+-- ARGV[6+] ids        list  at most 1,000; none: all that the batch still owns, and it ends
 --
 -- Returns {"acked", count}; for a token without a claim, which changes nothing, {"already"} (the
 -- batch ended before) or {"fenced"} (another worker took over). Cost O(ids).
 local items, batch, claims, own, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local attempts, errors, done, stats = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local now_ms, token = ARGV[1], ARGV[2]
-local window_ms, window = tonumber(ARGV[3]), tonumber(ARGV[4])
-local ids = {unpack(ARGV, 5)}
+local window_ms, window, well = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1'
+local ids = {unpack(ARGV, 6)}
 
 local now = clock(now_ms)
 local record = redis.call('HGET', claims, token)
@@ -76,4 +77,7 @@ if excess > 0 then
   redis.call('ZREMRANGEBYRANK', done, 0, math.min(excess, #tombstones) - 1)
 end
 redis.call('HINCRBY', stats, 'acked', #mine)
+if well then
+  redis.call('HSET', stats, 'well_ms', int(now))
+end
 return {'acked', #mine}

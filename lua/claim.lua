@@ -9,10 +9,11 @@
 -- KEYS[7]  groups    zset  group -> when it next wants attention (ms)
 -- KEYS[8]  bells     hash  group -> outstanding:rung_ms:pause_ms
 -- KEYS[9]  routes    hash  group -> where to ring for it (JSON)
--- KEYS[10] attempts  hash  id -> tries:crashes:alone:split:lost
+-- KEYS[10] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms
 -- KEYS[11] delayed   zset  group:id -> ready (ms)
 -- KEYS[12] eta       zset  group:id -> wall clock (ms)
--- KEYS[13] stats     hash  counters
+-- KEYS[13] done      zset  nonce or token -> expiry (ms)
+-- KEYS[14] stats     hash  counters
 -- ARGV[1]  now_ms       int   empty: the server's time
 -- ARGV[2]  group        text
 -- ARGV[3]  token        text  a fresh nonce of this run
@@ -27,11 +28,11 @@
 -- ARGV[12] max_bytes    int   of one batch; a larger request goes alone
 --
 -- Returns {"claimed", fence, now_ms, signals, route, (entry, attempts, value)*}, {"busy"} (this
--- doorbell's run is alive under another token), {"not_due", wait_ms} or {"empty"}. The same token
--- again gets the same batch. Cost O(flush_every).
+-- doorbell's run is alive under another token), {"ended"} (this run is over: the call arrived late),
+-- {"not_due", wait_ms} or {"empty"}. The same token again gets the same batch. Cost O(flush_every).
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local leases, groups, bells, routes = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local attempts, delayed, eta, stats = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local attempts, delayed, eta, done, stats = KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
 local now_ms, group, token, bell, rung_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local flush_every, interval_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
 local lease_ms, limit_ms, once = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
@@ -39,6 +40,7 @@ local force, max_bytes = ARGV[11] == '1', tonumber(ARGV[12])
 
 local now = clock(now_ms)
 local known = redis.call('HGET', claims, token)
+local ended = redis.call('ZSCORE', done, token) or redis.call('ZSCORE', done, lost_token(token))
 local running = redis.call('HGET', claims, 'bell:' .. bell)
 local route = redis.call('HGET', routes, group) or ''
 local waits_elsewhere = redis.call('ZCARD', delayed) + redis.call('ZCARD', eta) > 0
@@ -71,6 +73,9 @@ if known then
   local claim = read_claim(known)
   local reply = {'claimed', claim.fence, int(claim.started_ms), 0, claim.route}
   return describe(owned_entries(batch, own, token), reply)
+end
+if ended then
+  return {'ended'}
 end
 if bell ~= '' and running then
   local expiry = redis.call('ZSCORE', leases, running)

@@ -137,16 +137,20 @@ local function give_back(pending, entries)
   put_first(pending, merged)
 end
 
--- A record of attempts is tries:crashes:alone:split:lost.
+-- A record of attempts is tries:crashes:alone:split:lost:tried_ms.
 local function read_attempts(record)
-  local tries, crashes, alone, split, lost =
-    string.match(record or '', '^(%d+):(%d+):(%d+):(%d+):(%d)$')
-  return tonumber(tries or 0), tonumber(crashes or 0), tonumber(alone or 0), tonumber(split or 0),
-    tonumber(lost or 0)
+  local tries, crashes, alone, split, lost, tried_ms =
+    string.match(record or '', '^(%d+):(%d+):(%d+):(%d+):(%d):(%d+)$')
+  return {
+    tries = tonumber(tries or 0), crashes = tonumber(crashes or 0), alone = tonumber(alone or 0),
+    split = tonumber(split or 0), lost = tonumber(lost or 0), tried_ms = tonumber(tried_ms or 0),
+  }
 end
 
-local function write_attempts(tries, crashes, alone, split, lost)
-  return tries .. ':' .. crashes .. ':' .. alone .. ':' .. split .. ':' .. lost
+local function write_attempts(state)
+  return table.concat({
+    state.tries, state.crashes, state.alone, state.split, state.lost, int(state.tried_ms),
+  }, ':')
 end
 
 -- The most requests that one batch of a split level holds.
@@ -172,6 +176,11 @@ local function read_claim(record)
     lease_ms = tonumber(lease_ms or 0), deadline_ms = tonumber(deadline_ms or 0),
     at_most_once = once == '1', bell = bell or '', route = route or '',
   }
+end
+
+-- The tombstone of a run whose batch was taken back.
+local function lost_token(token)
+  return 'lost:' .. token
 end
 
 -- Forgets a claim of which nothing is owned any more. Its doorbell, if it came once more after the

@@ -7,7 +7,7 @@
 -- KEYS[5] routes    hash  group -> where to ring for it (JSON)
 -- KEYS[6] delayed   zset  group:id -> ready (ms)
 -- KEYS[7] eta       zset  group:id -> wall clock (ms)
--- KEYS[8] attempts  hash  id -> tries:crashes:alone:split:lost
+-- KEYS[8] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms
 -- ARGV[1]  now_ms       int   empty: the server's time
 -- ARGV[2]  group        text
 -- ARGV[3]  flush_every  int
@@ -42,7 +42,7 @@ local entries, retries = {}, {}
 for i, id in ipairs(ids) do
   local member = group .. ':' .. id
   if take(delayed, member) or take(eta, member) then
-    local _, _, _, level = read_attempts(records[i] or '')
+    local level = read_attempts(records[i] or '').split
     if level > 0 then
       retries[#retries + 1] = write_entry(now, level, id)
     else

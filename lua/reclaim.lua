@@ -9,23 +9,26 @@
 -- KEYS[7]  groups    zset  group -> when it next wants attention (ms)
 -- KEYS[8]  bells     hash  group -> outstanding:rung_ms:pause_ms
 -- KEYS[9]  routes    hash  group -> where to ring for it (JSON)
--- KEYS[10] attempts  hash  id -> tries:crashes:alone:split:lost
--- KEYS[11] stats     hash  counters
+-- KEYS[10] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms
+-- KEYS[11] done      zset  nonce or token -> expiry (ms)
+-- KEYS[12] stats     hash  counters
 -- ARGV[1] now_ms       int   empty: the server's time
 -- ARGV[2] group        text
 -- ARGV[3] token        text
 -- ARGV[4] flush_every  int
 -- ARGV[5] interval_ms  int
--- ARGV[6] seen_dead    int   1: the run is known to be dead, the lease need not have expired
+-- ARGV[6] window_ms    int   how long the run is remembered, so that it cannot claim again
+-- ARGV[7] seen_dead    int   1: the run is known to be dead, the lease need not have expired
 --
 -- A crash halves: what is given back waits in batches of half the size, so that a request that
 -- kills its worker ends alone. Returns {"reclaimed", count, signals, route}, {"alive", wait_ms} or
 -- {"gone"}. Cost O(batch).
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local leases, groups, bells, routes = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local attempts, stats = KEYS[10], KEYS[11]
+local attempts, done, stats = KEYS[10], KEYS[11], KEYS[12]
 local now_ms, group, token, flush_every = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local interval_ms, seen_dead = tonumber(ARGV[5]), ARGV[6] == '1'
+local interval_ms, window_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
+local seen_dead = ARGV[7] == '1'
 
 local now = clock(now_ms)
 local expiry = tonumber(redis.call('ZSCORE', leases, token) or -1)
@@ -45,27 +48,30 @@ redis.call('ZCARD', groups)
 redis.call('HLEN', bells)
 redis.call('HLEN', routes)
 redis.call('HLEN', attempts)
+redis.call('ZCARD', done)
 redis.call('HLEN', stats)
 
 local ids, entries, records = {}, {}, {}
 for i, entry in ipairs(mine) do
   local since_ms, split, id = read_entry(entry)
-  local tries, crashes, alone = read_attempts(redis.call('HGET', attempts, id))
-  local level = split == FRESH and 0 or tonumber(split) or 0
+  local state = read_attempts(redis.call('HGET', attempts, id))
+  state.crashes = state.crashes + 1
+  state.split = split == FRESH and 0 or tonumber(split) or 0
+  state.lost = claim.at_most_once and 1 or 0
   if #mine == 1 then
-    alone = alone + 1
+    state.alone = state.alone + 1
   else
-    level = halve(flush_every, level, #mine)
+    state.split = halve(flush_every, state.split, #mine)
   end
-  local lost = claim.at_most_once and 1 or 0
-  ids[i], entries[i] = id, write_entry(since_ms, level, id)
+  ids[i], entries[i] = id, write_entry(since_ms, state.split, id)
   records[#records + 1] = id
-  records[#records + 1] = write_attempts(tries, crashes + 1, alone, level, lost)
+  records[#records + 1] = write_attempts(state)
 end
 
 -- Frees first, so that it also works when the server is out of memory.
 call_many('HDEL', own, ids)
 close_claim(batch, claims, leases, token, claim.bell)
+redis.call('ZADD', done, int(now + window_ms), lost_token(token))
 call_many('HSET', attempts, records)
 if #entries > 0 then
   redis.call('HSETNX', routes, group, claim.route)

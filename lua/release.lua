@@ -10,7 +10,7 @@
 -- KEYS[8]  routes    hash  group -> where to ring for it (JSON)
 -- KEYS[9]  delayed   zset  group:id -> ready (ms)
 -- KEYS[10] dead      zset  group:id -> died (ms)
--- KEYS[11] attempts  hash  id -> tries:crashes:alone:split:lost
+-- KEYS[11] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms
 -- KEYS[12] errors    hash  id -> text of the last error
 -- KEYS[13] stats     hash  counters
 -- ARGV[1]  now_ms       int   empty: the server's time
@@ -19,8 +19,11 @@
 -- ARGV[4]  flush_every  int
 -- ARGV[5]  interval_ms  int
 -- ARGV[6]  max_dead     int   dead letters of the task; then the oldest goes
--- ARGV[7+] outcomes     list  (id, "retry" | "put_back" | "dead", delay_ms, error)*, at most 500
+-- ARGV[7+] outcomes     list  (id, verb, delay_ms, error)*, at most 500; the verb is "retry",
+--                             "retry_batch" (the whole batch failed), "put_back" or "dead"
 --
+-- A batch that failed is retried whole; if it fails again, although another batch of the task went
+-- well meanwhile, one of its requests is to blame: it is halved. In an outage nothing goes well.
 -- Returns {"released", count, signals}, or {"fenced"} for a token without a claim, which changes
 -- nothing. The claim stays open: an ack without ids ends it. Cost O(outcomes).
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -43,6 +46,7 @@ end
 local mine = owned_entries(batch, own, token)
 local excess = redis.call('ZCARD', dead) - max_dead
 local known = redis.call('HLEN', attempts) > 0
+local well_ms = tonumber(redis.call('HGET', stats, 'well_ms') or 0)
 redis.call('HLEN', items)
 redis.call('LLEN', pending)
 redis.call('ZCARD', groups)
@@ -50,7 +54,6 @@ redis.call('HLEN', bells)
 redis.call('HLEN', routes)
 redis.call('ZCARD', delayed)
 redis.call('HLEN', errors)
-redis.call('HLEN', stats)
 
 local freed, waiting, later, buried, tries_of, texts = {}, {}, {}, {}, {}, {}
 for _, entry in ipairs(mine) do
@@ -59,10 +62,15 @@ for _, entry in ipairs(mine) do
   if outcome then
     freed[#freed + 1] = id
     local before = known and redis.call('HGET', attempts, id)
-    local tries, crashes, alone, level, lost = read_attempts(before)
+    local state = read_attempts(before)
+    if outcome.verb == 'retry_batch' and state.tries > 0 and well_ms > state.tried_ms then
+      state.split = halve(flush_every, state.split, #mine)
+    end
     if outcome.verb ~= 'put_back' then
+      state.tries, state.tried_ms = state.tries + 1, now
       tries_of[#tries_of + 1] = id
-      tries_of[#tries_of + 1] = write_attempts(tries + 1, crashes, alone, level, lost)
+      tries_of[#tries_of + 1] = write_attempts(state)
+      split = state.split
     end
     if outcome.error ~= '' then
       texts[#texts + 1] = id
@@ -76,7 +84,7 @@ for _, entry in ipairs(mine) do
       later[#later + 1] = int(now + outcome.delay_ms)
       later[#later + 1] = member
     else
-      waiting[#waiting + 1] = write_entry(since_ms, split == FRESH and '0' or split, id)
+      waiting[#waiting + 1] = write_entry(since_ms, split == FRESH and 0 or split, id)
     end
   end
 end

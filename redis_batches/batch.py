@@ -101,8 +101,16 @@ class Batch:
         countdown: float | None = None,
         exc: Exception | None = None,
         max_retries: int | None = None,
+        verb: Verb = Verb.RETRY,
     ) -> bool:
         """Lets one request run again later; one that has no tries left fails.
+
+        Args:
+            request: The call.
+            countdown: Seconds to wait, the task's `default_retry_delay` by default.
+            exc: Why.
+            max_retries: Overrides the task's.
+            verb: `RETRY_BATCH` if the batch as a whole failed.
 
         Returns:
             Whether it will run again.
@@ -120,9 +128,7 @@ class Batch:
         if self.lease is not None:
             completion.tell_retry(self.task, request, reason)
             delay_ms = max(round(seconds * 1000), 0)
-            self._given_back.append(
-                Outcome(request.id, Verb.RETRY, delay_ms, repr(exc) if exc else "")
-            )
+            self._given_back.append(Outcome(request.id, verb, delay_ms, repr(exc) if exc else ""))
         return True
 
     def give_up(self, request: SimpleRequest, exc: Exception) -> None:
@@ -192,7 +198,9 @@ class Batch:
             else:
                 self.succeed(request, result, store=store)
 
-    def fail_or_retry(self, request: SimpleRequest, exc: Exception) -> bool:
+    def fail_or_retry(
+        self, request: SimpleRequest, exc: Exception, verb: Verb = Verb.RETRY
+    ) -> bool:
         """Retries one request if the task's `autoretry_for` covers the exception, else fails it.
 
         Returns:
@@ -202,7 +210,7 @@ class Batch:
         if plan is None:
             self.fail(request, exc)
             return False
-        return self.retry(request, exc=exc, **plan)
+        return self.retry(request, exc=exc, verb=verb, **plan)
 
     def take_raised(self, exc: Exception) -> bool:
         """Settles what is undecided by what the function raised.
@@ -211,7 +219,7 @@ class Batch:
             Whether any of it will run again.
         """
         self._ending = True
-        kept = [self.fail_or_retry(request, exc) for request in self.undecided]
+        kept = [self.fail_or_retry(request, exc, Verb.RETRY_BATCH) for request in self.undecided]
         return any(kept)
 
     def flush(self) -> None:
@@ -220,13 +228,17 @@ class Batch:
             finished, self._finished = self._finished, []
             self.lease.ack(finished)
 
-    def settle(self) -> list[Bells]:
-        """Gives back what runs again, and ends the batch; returns the doorbells to ring."""
+    def settle(self, *, well: bool) -> list[Bells]:
+        """Gives back what runs again, and ends the batch; returns the doorbells to ring.
+
+        Args:
+            well: Whether the function returned.
+        """
         assert self.lease is not None
         for request in self.requests:
             request.batch = None
         bells = self.lease.release(self._given_back) if self._given_back else []
-        self.lease.ack()
+        self.lease.ack(well=well)
         return bells
 
     def _take(self, request: SimpleRequest) -> bool:

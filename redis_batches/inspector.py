@@ -13,7 +13,6 @@ from redis_batches.model import Attempts, Bells, Trigger
 from redis_batches.scripts import ACK_CHUNK, PUSH_CHUNK, chunked, translated
 from redis_batches.store import Store, read_row
 
-
 _ByGroup: TypeAlias = dict[str, list[str]]
 
 

@@ -19,7 +19,7 @@ key                     type  content                                         an
 `rb:T:delayed`          zset  group:id -> when a retry is ready, in ms        promote
 `rb:T:eta`              zset  group:id -> wall clock of its eta, in ms        promote
 `rb:T:dead`             zset  group:id -> when it died, in ms                 a new call, the bound
-`rb:T:att`              hash  id -> tries:crashes:alone:split:lost            ack
+`rb:T:att`              hash  id -> tries:crashes:alone:split:lost:tried_ms            ack
 `rb:T:err`              hash  id -> text of its last error                    ack
 `rb:T:done`             zset  nonce or token -> expiry in ms: ran already     ack, sweep
 `rb:T:stats`            hash  counters, the last fence, the leading sweeper   never

@@ -48,8 +48,13 @@ class Lease:
         self.requests = requests
         self.lost = False
 
-    def ack(self, ids: Sequence[str] | None = None) -> int:
+    def ack(self, ids: Sequence[str] | None = None, *, well: bool = False) -> int:
         """Forgets finished requests; without ids, ends the batch with all that it still holds.
+
+        Args:
+            ids: Ids of requests, or None.
+            well: Whether the batch's function returned: then a batch that fails has itself to
+                blame, not an outage.
 
         Returns:
             How many were forgotten; 0 if the batch had ended before.
@@ -58,15 +63,16 @@ class Lease:
             LeaseLost: Another worker took the batch over; nothing was changed.
         """
         if ids is None:
-            return self._ack(())
-        return sum(self._ack(chunk) for chunk in chunked(ids, ACK_CHUNK))
+            return self._ack((), well)
+        return sum(self._ack(chunk, well) for chunk in chunked(ids, ACK_CHUNK))
 
-    def _ack(self, ids: Sequence[str]) -> int:
+    def _ack(self, ids: Sequence[str], well: bool) -> int:
         reply = self._store.run(
             "ack",
             token=self.token,
             window_ms=DEDUPLICATION_WINDOW_MS,
             window=DEDUPLICATION_CALLS,
+            well=int(well),
             ids=ids,
         )
         self._check(reply[0])

@@ -112,6 +112,7 @@ class Attempts:
         alone: Runs that died with no other request in the batch.
         split: Level of halving; a batch holds at most flush_every / 2**split requests.
         lost: A run that must not be repeated (`acks_late=False`) died.
+        tried_ms: Server time of the last retry, in ms.
     """
 
     tries: int = 0
@@ -119,6 +120,7 @@ class Attempts:
     alone: int = 0
     split: int = 0
     lost: bool = False
+    tried_ms: int = 0
 
     @property
     def number(self) -> int:
@@ -147,6 +149,7 @@ class Verb(str, Enum):
     """How a batch gives a request back."""
 
     RETRY = "retry"
+    RETRY_BATCH = "retry_batch"
     PUT_BACK = "put_back"
     DEAD = "dead"
 
@@ -173,7 +176,7 @@ class Idle:
     """A claim that found nothing to run.
 
     Attributes:
-        reason: "busy", "not_due" or "empty".
+        reason: "busy", "ended", "not_due" or "empty".
         wait_ms: For "not_due", the time until something may be.
     """
 

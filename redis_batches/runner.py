@@ -127,7 +127,7 @@ class Runner:
         setattr(self._task.request, RUNNING, batch)
         try:
             returned, raised = self._call(batch)
-            self._settle(batch)
+            self._settle(batch, well=raised is None)
         except Exception:
             self._put_back(batch, UNTOLD_DELAY_MS)
             raise
@@ -166,9 +166,9 @@ class Runner:
             return Ignore(f"rejected: {exc}")
         return Retry(exc=exc) if batch.take_raised(exc) else exc
 
-    def _settle(self, batch: Batch) -> None:
+    def _settle(self, batch: Batch, *, well: bool = False) -> None:
         """Gives back what runs again, and ends the batch."""
-        for bells in batch.settle():
+        for bells in batch.settle(well=well):
             ring(self._task.app, self._task.name, bells)
 
     def _put_back(self, batch: Batch, delay_ms: int) -> None:

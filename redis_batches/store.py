@@ -218,6 +218,7 @@ class Store:
             token=token,
             flush_every=trigger.flush_every,
             interval_ms=trigger.interval_ms,
+            window_ms=DEDUPLICATION_WINDOW_MS,
             seen_dead=int(seen_dead),
         )
         if reply[0] != "reclaimed":
@@ -291,6 +292,6 @@ def read_row(entry: bytes, attempts: bytes, value: bytes) -> Claimed:
     _, _, envelope = rest.partition(b":")
     if not attempts:
         return Claimed(task_id, int(since_ms), Attempts(), envelope)
-    tries, crashes, alone, split, lost = map(int, attempts.split(b":"))
-    state = Attempts(tries, crashes, alone, split, bool(lost))
+    tries, crashes, alone, split, lost, tried_ms = map(int, attempts.split(b":"))
+    state = Attempts(tries, crashes, alone, split, bool(lost), tried_ms)
     return Claimed(task_id, int(since_ms), state, envelope)

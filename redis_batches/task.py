@@ -16,7 +16,7 @@ from redis_batches.batch import Batch, running
 from redis_batches.config import check_function, check_name, make_trigger
 from redis_batches.doorbell import MARKER, ring
 from redis_batches.inspector import Inspector
-from redis_batches.model import Bells, Group, Trigger
+from redis_batches.model import Bells, Group, Trigger, Verb
 from redis_batches.producer import Hop, SentEvents, destination
 from redis_batches.request import SimpleRequest
 from redis_batches.runner import RUNNING, Runner
@@ -159,7 +159,13 @@ class Batches(Task):  # type: ignore[type-arg]
         if eta is not None:
             countdown = max((eta - datetime.now(eta.tzinfo or timezone.utc)).total_seconds(), 0)
         kept = [
-            batch.retry(request, countdown=countdown, exc=exc, max_retries=max_retries)
+            batch.retry(
+                request,
+                countdown=countdown,
+                exc=exc,
+                max_retries=max_retries,
+                verb=Verb.RETRY_BATCH,
+            )
             for request in batch.undecided
         ]
         if throw and not any(kept) and exc is not None:

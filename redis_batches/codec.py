@@ -87,7 +87,11 @@ def decode(data: bytes, accept: set[str] | None) -> Envelope:
             payload = decompress(payload, compressed)
         body = loads(payload, content_type, encoding, accept=accept or {"application/json"})
         args, kwargs, *more = body
-        return Envelope(meta, (args, kwargs, more[0] if more else None))
+        embed = more[0] if more else None
+        parts = ((args, (list, tuple)), (kwargs, dict), (embed or {}, dict))
+        if not all(isinstance(part, kind) for part, kind in parts):
+            raise TypeError("the body is not a call")
+        return Envelope(meta, (args, kwargs, embed))
     except Exception as exc:
         raise CorruptEnvelope(f"the stored request cannot be decoded: {exc!r}") from exc
 

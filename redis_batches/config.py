@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -27,7 +26,6 @@ DEDUPLICATION_CALLS = 100_000
 MAX_DELAY_MS = MAX_FLUSH_INTERVAL * 1000
 
 _TASK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-_NAME = re.compile(r"[^\x00-\x1f\x7f]+")
 
 
 def check_task_id(task_id: object) -> str:
@@ -39,12 +37,11 @@ def check_task_id(task_id: object) -> str:
 
 def check_name(what: str, name: object) -> str:
     """Returns a name without control characters, or raises OptionError."""
-    if isinstance(name, str) and _NAME.fullmatch(name):
+    if isinstance(name, str) and name and name.isprintable():
         return name
     raise OptionError(what, name, "a text that is not empty and has no control characters")
 
 
-@lru_cache(maxsize=1024, typed=True)
 def make_trigger(flush_every: object, flush_interval: object) -> Trigger:
     """Returns the trigger of a task's two options.
 
@@ -55,6 +52,15 @@ def make_trigger(flush_every: object, flush_interval: object) -> Trigger:
     Raises:
         OptionError: One of them is not allowed.
     """
+    try:
+        return _make_trigger(flush_every, flush_interval)
+    except TypeError:
+        # An argument that cannot be hashed: it is refused like any other.
+        return _make_trigger.__wrapped__(flush_every, flush_interval)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _make_trigger(flush_every: object, flush_interval: object) -> Trigger:
     if type(flush_every) is not int or not 1 <= flush_every <= MAX_FLUSH_EVERY:
         raise OptionError("flush_every", flush_every, f"an int from 1 to {MAX_FLUSH_EVERY:,}")
     seconds = _seconds("flush_interval", flush_interval, MAX_FLUSH_INTERVAL, zero=True)
@@ -72,7 +78,7 @@ def check_function(fun: Callable[..., Any], *, bound: bool) -> None:
     probe = (object(),) * (2 if bound else 1)
     try:
         inspect.signature(fun).bind(*probe)
-    except TypeError as exc:
+    except (TypeError, ValueError) as exc:
         wanted = "self and requests" if bound else "one positional argument, the list of requests"
         raise OptionError("the batch function", fun, f"a function that takes {wanted}") from exc
 
@@ -131,7 +137,7 @@ class Settings:
 
 def _seconds(what: str, value: object, most: float, *, zero: bool = False) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and math.isfinite(value) and 0 <= value <= most and (zero or value > 0):  # type: ignore[arg-type,operator]
+    if number and 0 <= value <= most and (zero or value > 0):  # type: ignore[operator]
         return float(value)  # type: ignore[arg-type]
     low = "0" if zero else "above 0"
     raise OptionError(what, value, f"a number of seconds, {low} to {most:,}")

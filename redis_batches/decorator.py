@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 from celery import Celery, Task, current_app
 from celery._state import _get_active_apps, connect_on_app_finalize  # type: ignore[attr-defined]
@@ -13,6 +13,24 @@ from redis_batches.config import check_function, make_trigger
 from redis_batches.task import Batches
 
 
+_Decorator: TypeAlias = Callable[[Callable[..., Any]], Batches]
+
+
+@overload
+def batched_task(flush_every: Callable[..., Any]) -> Batches: ...
+
+
+@overload
+def batched_task(
+    flush_every: int = 10,
+    flush_interval: float = 30,
+    *,
+    app: Any = None,
+    base: type[Task] | None = None,  # type: ignore[type-arg]
+    **options: Any,
+) -> _Decorator: ...
+
+
 def batched_task(
     flush_every: int | Callable[..., Any] = 10,
     flush_interval: float = 30,
@@ -20,7 +38,7 @@ def batched_task(
     app: Any | None = None,
     base: type[Task] | None = None,  # type: ignore[type-arg]
     **options: Any,
-) -> Any:
+) -> Batches | _Decorator:
     """Makes a batch task of a function that takes a list of `SimpleRequest`.
 
     The function may return a list with a result per request, in order, or a dict of request id to

@@ -233,8 +233,13 @@ class EmbeddedServer:
         def keep() -> None:
             try:
                 with log.open("wb") as output:
+                    # A session of its own: Ctrl-C ends its users, who then end it.
                     process = subprocess.Popen(
-                        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        start_new_session=True,
                     )
             except OSError as error:
                 outcome.put(error)

@@ -136,7 +136,8 @@ class Runner:
             raise
         if raised is not None:
             raise raised
-        return returned
+        # The results are the requests' own: neither logs nor signals of the batch shall have them.
+        return f"{len(batch.requests)} requests" if self._task.returns_results else returned
 
     def _call(self, batch: Batch) -> tuple[Any, Exception | None]:
         """Runs the function and tells every outcome; returns what Celery shall see of it."""

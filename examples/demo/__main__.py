@@ -53,7 +53,7 @@ def main() -> int:
             return 128 + signals.caught
         if not isinstance(exc, (DemoError, BatchesError)):
             raise
-        console.print(f"[bold red]FAILED[/] {type(exc).__name__}", soft_wrap=True)
+        console.print("[bold red]FAILED[/]", end=" ")
         console.print(str(exc), markup=False, soft_wrap=True)
     return 1
 
@@ -68,6 +68,7 @@ def run(calls: int, signals: Signals, console: Console) -> int:
             web = stack.enter_context(api.Api())
             connect(server, web)
         cluster = stack.enter_context(Cluster(folder, signals))
+        stack.callback(stop, cluster, console)
         with step(console, "two workers with two processes each, and beat"):
             start_workers(cluster)
         files = start_producers(cluster, plan)
@@ -80,7 +81,7 @@ def run(calls: int, signals: Signals, console: Console) -> int:
 
 @contextmanager
 def step(console: Console, what: str) -> Iterator[None]:
-    """Says what starts, and how long it took."""
+    """Says what is under way, then how long it took."""
     began = time.monotonic()
     with Status(what, console=console):
         yield
@@ -121,6 +122,12 @@ def start_producers(cluster: Cluster, plan: Plan) -> list[Path]:
         files.append(cluster.folder / f"{name}.json")
         cluster.producer(name, number, share.calls, share.questions, share.quiet, files[-1])
     return files
+
+
+def stop(cluster: Cluster, console: Console) -> None:
+    """Says that everything is being ended: a worker takes a second or two."""
+    with step(console, "stopping all processes"):
+        cluster.stop()
 
 
 def watch(cluster: Cluster, console: Console, plan: Plan) -> Progress:

@@ -117,6 +117,7 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        self._started.clear()
 
     def _start(self, name: str, arguments: list[str]) -> None:
         with self._log(name).open("wb") as output:

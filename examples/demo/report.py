@@ -78,7 +78,7 @@ def table_of(audit: Audit, http_requests: int) -> Table:
 
 def _sizes(runs: list[Run]) -> str:
     sizes = [len(run.ids) for run in runs]
-    return f"{min(sizes)} / {median(sizes):g} / {max(sizes)}" if sizes else ""
+    return f"{min(sizes)}/{median(sizes):g}/{max(sizes)}" if sizes else ""
 
 
 def _waits(runs: list[Run]) -> str:

@@ -60,6 +60,14 @@ class Celery:
         """Sends a signal to the main process."""
         os.kill(self.pid, number)
 
+    def pause(self) -> None:
+        """Stops the main process and its children, as a machine without memory would."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets them go on."""
+        os.killpg(self.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """Kills the main process and its children at once, as a lost machine would."""
         os.killpg(self.pid, signal.SIGKILL)
@@ -68,6 +76,7 @@ class Celery:
     def stop(self, timeout: float = 15.0) -> None:
         """Ends it as a deploy does; kills what has not ended by then."""
         if self._process.poll() is None:
+            self.resume()
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout)

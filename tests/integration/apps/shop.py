@@ -20,6 +20,8 @@ app.conf.update(
     redis_batches_lease=float(os.environ.get("TEST_LEASE", "30")),
     redis_batches_worker_sweeper=os.environ.get("TEST_SWEEPER", "1") == "1",
     worker_prefetch_multiplier=1,
+    worker_soft_shutdown_timeout=float(os.environ.get("TEST_SOFT_SHUTDOWN", "0")),
+    broker_transport_options={"visibility_timeout": int(os.environ.get("TEST_VISIBLE", "3600"))},
     broker_connection_retry_on_startup=True,
 )
 
@@ -63,6 +65,16 @@ def natural(requests: list[SimpleRequest]) -> None:
 def load(requests: list[SimpleRequest]) -> None:
     """Is called by several producers at once."""
     record(requests)
+
+
+@batched_task(flush_every=4, flush_interval=0.5, app=app)
+def slow(requests: list[SimpleRequest]) -> list[str]:
+    """Takes some seconds, at its first attempt only."""
+    record(requests)
+    if requests[0].attempt == 1:
+        time.sleep(float(os.environ.get("TEST_SLOW", "3")))
+    record(requests, ended=True)
+    return [f"attempt {request.attempt}" for request in requests]
 
 
 if deaf_until := float(os.environ.get("TEST_DEAF_UNTIL", "0")):

@@ -478,7 +478,7 @@ class Simulation:
                         self.ring("", bells)
                 run.given_back = []
             else:
-                run.lease.ack()
+                run.lease.ack(well=self.rng.random() < 0.5)
                 self.runs.remove(run)
         except LeaseLost:
             self.unchanged()
@@ -512,8 +512,8 @@ class Simulation:
             run.finished = run.finished[run.lease.ack(run.finished) and len(run.finished) :]
 
     def _settle(self, run: Run, request: Claimed, call: Call) -> None:
-        verbs = ("succeed", "retry", "put_back", "dead", "call_again")
-        weights = (16, 2, 2, 1, 2) if self.faults else (1, 0, 0, 0, 0)
+        verbs = ("succeed", "retry", "retry_batch", "put_back", "dead", "call_again")
+        weights = (16, 2, 2, 2, 1, 2) if self.faults else (1, 0, 0, 0, 0, 0)
         (verb,) = self.rng.choices(verbs, weights)
         if verb == "succeed":
             call.told.append("success")
@@ -605,14 +605,14 @@ class Simulation:
         self.faults, self.broker_is_up = False, True
         self.store.late.clear()
         start_ms, deadline_ms = self.now_ms, self._deadline()
-        while self.after.waiting:
+        while self.after.waiting or self.after.leases:
             while self.broker:
                 with self.checked():
                     self.answer()
             self._finish_runs()
             with self.checked():
                 wait = self.sweepers[0].tick()
-            if self.after.waiting and not self.broker and not self.runs:
+            if self.after.leases or (self.after.waiting and not self.broker and not self.runs):
                 waited = f"{(self.now_ms - start_ms) / SECOND} s"
                 ensure(self.now_ms <= deadline_ms, f"not drained after {waited}")
                 self._wait_for_attention(wait)

@@ -21,7 +21,6 @@ app.conf.update(
     redis_batches_worker_sweeper=os.environ.get("TEST_SWEEPER", "1") == "1",
     worker_prefetch_multiplier=1,
     worker_soft_shutdown_timeout=float(os.environ.get("TEST_SOFT_SHUTDOWN", "0")),
-    broker_transport_options={"visibility_timeout": int(os.environ.get("TEST_VISIBLE", "3600"))},
     broker_connection_retry_on_startup=True,
 )
 

@@ -12,7 +12,6 @@ from celery.local import Proxy
 from redis_batches.config import check_function, make_trigger
 from redis_batches.task import Batches
 
-
 _Decorator: TypeAlias = Callable[[Callable[..., Any]], Batches]
 
 

@@ -16,11 +16,12 @@ from celery.exceptions import TimeLimitExceeded
 from celery.utils.log import get_task_logger
 
 from redis_batches.doorbell import ERRBACK, MARKER, is_token_of, ring
-from redis_batches.errors import BatchesError
+from redis_batches.errors import BatchesError, StoreError
 from redis_batches.model import Bells, Trigger
 from redis_batches.producer import destination
 from redis_batches.runner import Runner
 from redis_batches.runtime import runtime_of
+from redis_batches.server import check_server
 from redis_batches.sweeper import Served, Sweeper
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class SweeperStep(bootsteps.StartStopStep):
     def start(self, consumer: Any) -> None:
         """Starts at every connection to the broker, also after a lost one."""
         settings = runtime_of(consumer.app).settings
-        _register(consumer.app)
+        _greet(consumer.app)
         if not settings.worker_sweeper:
             return
         served = _own_tasks(consumer.app)
@@ -172,17 +173,22 @@ def _own_tasks(app: Any) -> Iterable[Served]:
     return [Served(store(task.name), task.trigger) for task in batch_tasks(app)]
 
 
-def _register(app: Any) -> None:
-    """Writes down what this worker serves, so that any sweeper can sweep for it."""
+def _greet(app: Any) -> None:
+    """Looks at the server, and writes down what this worker serves for any sweeper.
+
+    Raises:
+        UnsupportedServer: Requests would be lost there, so the worker must not start.
+    """
+    runtime = runtime_of(app)
     try:
-        registry = runtime_of(app).registry
+        check_server(runtime.client)
         for task in batch_tasks(app):
             trigger = task.trigger
-            registry.write(
+            runtime.registry.write(
                 task.name,
                 {"flush_every": trigger.flush_every, "interval_ms": trigger.interval_ms},
             )
-    except BatchesError as exc:
+    except StoreError as exc:
         logger.warning("cannot register the batch tasks: %s", exc)
 
 

@@ -125,3 +125,14 @@ def test_an_interval_of_zero_batches_by_itself(cluster: Cluster, shop: Any) -> N
     assert max(sizes) == 7
     numbers = [args[0] for run in ledger() for args in run["args"]]
     assert numbers == list(range(200))
+
+
+def test_a_worker_refuses_a_server_that_evicts(cluster: Cluster, shop: Any) -> None:
+    """It ends at its start, and says what to set."""
+    client = shop.double.app.connection_for_write().default_channel.client
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(AssertionError, match="maxmemory-policy noeviction"):
+            cluster.worker()
+    finally:
+        client.config_set("maxmemory-policy", "noeviction")

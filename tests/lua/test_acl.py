@@ -1,0 +1,102 @@
+"""The documented rights are enough for everything, and none of them is too many."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from redis_batches.config import Settings
+from redis_batches.connection import connect
+from redis_batches.inspector import Inspector
+from redis_batches.lease import Lease
+from redis_batches.model import Group, Outcome, Outgoing, Trigger, Verb
+from redis_batches.registry import Registry
+from redis_batches.scripts import load_sources
+from redis_batches.store import Store
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
+#: What redis-py sends by itself, and what is called outside scripts.
+CLIENT = {"evalsha", "eval", "ping", "hello", "auth", "select", "client|setinfo", "client|setname"}
+OUTSIDE = {"hget", "hset", "hgetall", "hlen", "zcard", "llen", "hmget", "zrange", "lrange"}
+
+
+def rights() -> list[str]:
+    """Returns the documented ACL rule, word by word."""
+    found = re.search(r"ACL SETUSER rb-app (.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert found
+    return found[1].split()
+
+
+@pytest.fixture
+def limited(shared_url: str) -> Iterator[redis.Redis]:
+    """A connection of a user with the documented rights."""
+    with redis.Redis.from_url(shared_url) as admin:
+        words = [">secret" if word == ">SECRET" else word for word in rights()]
+        admin.execute_command("ACL", "SETUSER", "rb-app", *words)
+        client = connect(shared_url.replace("redis://", "redis://rb-app:secret@"), 5, 0)
+        yield client
+        client.close()
+        admin.execute_command("ACL", "DELUSER", "rb-app")
+
+
+def test_the_rights_are_those_that_are_used() -> None:
+    """Each command of a script or of a client is allowed, and no other."""
+    called = set()
+    for source in load_sources().values():
+        called |= set(re.findall(r"(?:redis\.call|call_many)\(\s*'([A-Z]+)'", source))
+
+    allowed = {word[1:] for word in rights() if word.startswith("+")}
+    assert allowed == {command.lower() for command in called} | CLIENT | OUTSIDE
+
+
+def test_everything_works_with_the_documented_rights(limited: redis.Redis, namespace: str) -> None:
+    """Through every script."""
+    store = Store(limited, Settings(namespace=namespace), "task")
+    trigger, group = Trigger(2, 0), Group.of({"queue": "q"})
+    inspector = Inspector(store, trigger, group.route, lambda bells: None)
+    ids = ["a", "b", "c", "d"]
+    store.push(group, trigger, [Outgoing(task_id, "", None, b"1\n[[],{}]") for task_id in ids])
+    store.push(group, trigger, [Outgoing("later", "", 1, b"1\n[[],{}]")])
+
+    lease = store.claim(group.id, trigger, bell="bell")
+    assert isinstance(lease, Lease)
+    assert lease.extend()
+    lease.release([Outcome("a", Verb.DEAD, error="e"), Outcome("b", Verb.RETRY, 1)])
+    lease.ack(well=True)
+    lost = store.claim(group.id, trigger)
+    assert isinstance(lost, Lease)
+    store.reclaim(lost.token, group.id, trigger, seen_dead=True)
+    swept = store.sweep(1000, sweeper="me", greet=True)
+    assert swept is not None
+    for name, members in swept.ready:
+        store.promote(name, members, trigger)
+
+    assert [letter.id for letter in inspector.list()] == ["a"]
+    assert inspector.requeue(["a"]) == 1
+    assert inspector.drop(["a"]) == 0
+    assert store.stats()["pushed"] == 5
+    assert store.groups()
+    assert store.waiting(group.id)
+    inspector.check_ledger()
+    registry = Registry(limited, namespace)
+    registry.write("task", {})
+    assert registry.read() == {"task": {}}
+    assert registry.knock()
+    registry.open()
+
+
+def test_a_command_that_is_not_allowed_is_an_error_of_ours(
+    limited: redis.Redis, namespace: str
+) -> None:
+    """Which names the missing right."""
+    from redis_batches import StoreError
+
+    store = Store(limited, Settings(namespace=namespace), "task")
+    inspector = Inspector(store, Trigger(2, 0), "{}", lambda bells: None)
+
+    with pytest.raises(StoreError, match="hscan"):
+        inspector.repair()

@@ -41,7 +41,7 @@ class BareCalls:
 
 def _record(make_calls: Callable[[], None]) -> list[tuple[Any, ...]]:
     """Returns the arguments of every EVALSHA that is sent meanwhile."""
-    send = AbstractConnection.send_packed_command
+    send: Any = AbstractConnection.send_packed_command
     found: list[tuple[Any, ...]] = []
 
     def send_noted(self: Any, command: Any, *args: Any, **kwargs: Any) -> None:
@@ -59,7 +59,7 @@ def _record(make_calls: Callable[[], None]) -> list[tuple[Any, ...]]:
 
 
 def _unpack(command: Any) -> list[bytes]:
-    """Returns the arguments of the first command in packed ones: `*2\\r\\n$3\\r\\nGET\\r\\n...`."""
+    r"""Returns the arguments of the first of some packed commands, `*2\r\n$3\r\nGET\r\n...`."""
     rest = b"".join([command] if isinstance(command, bytes) else command)
     head, _, rest = rest.partition(b"\r\n")
     arguments = []

@@ -48,12 +48,12 @@ def show(console: Console, machine: dict[str, str], values: dict[str, Any]) -> N
         found = values[figure.key]
         limit = ""
         if "limit" in found:
-            limit = _cell(found["limit"], figure.digits) + "\n" + _cell(found["of_limit"], 2, "×")
+            limit = _cell(found["limit"], figure.digits) + "\n" + _cell(found["of_limit"], 2, "x")
         table.add_row(
             f"{figure.title}\n[dim]{figure.unit}[/dim]",
             _cell(found["ours"], figure.digits),
             _cell(found["theirs"], figure.digits),
-            _cell(found["ratio"], 1, "×"),
+            _cell(found["ratio"], 1, "x"),
             limit,
         )
     console.print(table)

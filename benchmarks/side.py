@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from benchmarks.peer import ROOT
 from redis_batches.embedded import HOST, EmbeddedServer
 
 WORKER = ("celery", "-A", "benchmarks.workload", "worker", "--pool", "prefork", "-c", "2")
-#: Seconds that a measurement may take, and that a worker may take to stop.
-PATIENCE, GRACE = 120, 10
+#: Seconds that a measurement may take.
+PATIENCE = 120
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,10 @@ class Side:
 
     @contextmanager
     def worker(self) -> Iterator[None]:
-        """Runs a worker with two processes for the length of a `with` block."""
+        """Runs a worker with two processes for the length of a `with` block.
+
+        It is killed: Celery's warm shutdown with messages left in the queue may take 30 seconds.
+        """
         with self._log.open("ab") as log:
             process = subprocess.Popen(
                 [str(self.python), "-m", *WORKER, "--without-gossip", "--without-mingle"],
@@ -89,12 +92,8 @@ class Side:
             )
         try:
             yield
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE)
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def runs_of(self, requests: int) -> list[Run]:

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 from redis_batches.codec import text
 from redis_batches.errors import BatchesError
 from redis_batches.model import Attempts, Bells, Trigger
-from redis_batches.scripts import ACK_CHUNK, PUSH_CHUNK, chunked, translated
+from redis_batches.refusal import translated
+from redis_batches.scripts import ACK_CHUNK, PUSH_CHUNK, chunked
 from redis_batches.store import Store, read_row
 
 _ByGroup: TypeAlias = dict[str, list[str]]

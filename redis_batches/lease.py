@@ -88,7 +88,8 @@ class Lease:
             LeaseLost: Another worker took the batch over; nothing was changed.
         """
         rung = []
-        for chunk in chunked(outcomes, PUSH_CHUNK):
+        # The last first: each goes in front of what was given back before.
+        for chunk in reversed([*chunked(outcomes, PUSH_CHUNK)]):
             flat: list[Any] = []
             for outcome in chunk:
                 error = outcome.error.encode("utf-8", "replace")[:2048]

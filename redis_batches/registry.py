@@ -9,7 +9,8 @@ import redis
 
 from redis_batches.codec import text
 from redis_batches.keys import NamespaceKeys
-from redis_batches.scripts import load_scripts, translated
+from redis_batches.refusal import translated
+from redis_batches.scripts import load_scripts
 from redis_batches.store import Clock, server_time
 
 

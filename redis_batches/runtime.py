@@ -81,7 +81,7 @@ class Runtime:
         self._after_fork()
         if self._sweeping_client is None:
             self._sweeping_client = connect(self._url(), min(self.settings.timeout, 1.0), 0)
-        return Store(self._sweeping_client, self.settings, task)
+        return Store(self._sweeping_client, self.settings, task, patience=0)
 
     @property
     def registry(self) -> Registry:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache
 from hashlib import sha1
 from itertools import islice
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import redis
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError
 
-from redis_batches.errors import OutOfMemory, StoreError
+from redis_batches.errors import ScriptReplyError
+from redis_batches.refusal import patiently, translated
 
 PRELUDE = "prelude"
 #: Values of one script call: requests of push, outcomes of release; and ids of ack.
@@ -73,8 +73,16 @@ class Script:
         self.source = f"{prelude}\n{source}"
         self._sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(self, client: redis.Redis, keys: Resolves, **values: Any) -> list[Any]:
-        """Runs the script; `values` gives one value per ARGV slot, by name.
+    def __call__(
+        self, client: redis.Redis, keys: Resolves, *, patience: float = 0, **values: Any
+    ) -> list[Any]:
+        """Runs the script.
+
+        Args:
+            client: A connection to Redis.
+            keys: Knows the keys.
+            patience: Seconds to ask again for, while Redis answers with what passes by itself.
+            values: One value per ARGV slot, by name.
 
         Returns:
             The reply: its first element, the word that says what happened, as text, the others as
@@ -82,6 +90,7 @@ class Script:
 
         Raises:
             StoreError: Redis could not be reached, or refused.
+            ScriptReplyError: The answer has no script's shape; the connection is dropped.
         """
         rest: Sequence[Any] = values.pop(self.rest, ()) if self.rest else ()
         group, token = values.get("group", ""), values.get("token", "")
@@ -89,24 +98,19 @@ class Script:
         args = [values.pop(name) for name in self.args]
         if values.keys() - {"group", "token"}:
             raise TypeError(f"{self.name}.lua takes no {', '.join(values)}")
-        with translated(self.name):
+
+        def ask() -> Any:
             try:
-                reply = client.evalsha(self._sha, len(names), *names, *args, *rest)
+                return client.evalsha(self._sha, len(names), *names, *args, *rest)
             except NoScriptError:
-                reply = client.eval(self.source, len(names), *names, *args, *rest)
+                return client.eval(self.source, len(names), *names, *args, *rest)
+
+        with translated(self.name):
+            reply = patiently(ask, patience, client.connection_pool.disconnect)
+        if not isinstance(reply, list) or not reply or not isinstance(reply[0], bytes):
+            client.connection_pool.disconnect()
+            raise ScriptReplyError(f"{self.name} answered {reply!r}, which no script does")
         return [reply[0].decode(), *reply[1:]]
-
-
-@contextmanager
-def translated(action: str) -> Iterator[None]:
-    """Turns redis-py's errors into this package's own, which say what to do."""
-    try:
-        yield
-    except ResponseError as exc:
-        kind = OutOfMemory if "OOM" in str(exc) or "maxmemory" in str(exc) else StoreError
-        raise kind(f"Redis refused to {action}: {exc}") from exc
-    except RedisError as exc:
-        raise StoreError(f"Redis could not be reached to {action}: {exc}") from exc
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 import redis
 
 from redis_batches.errors import UnsupportedServer
-from redis_batches.scripts import translated
+from redis_batches.refusal import translated
 
 logger = getLogger(__name__)
 

@@ -33,7 +33,8 @@ from redis_batches.model import (
     Swept,
     Trigger,
 )
-from redis_batches.scripts import PUSH_CHUNK, chunked, load_scripts, translated
+from redis_batches.refusal import translated
+from redis_batches.scripts import PUSH_CHUNK, chunked, load_scripts
 
 Clock: TypeAlias = Callable[[], str]
 
@@ -62,6 +63,8 @@ class Store:
         settings: Limits and the lease.
         task: The name of the task.
         clock: Returns the time in ms as text, or "" for the server's.
+        patience: Seconds to ask again for, while Redis answers with what passes by itself, such as
+            during a failover; by default the setting `redis_batches_timeout`.
     """
 
     def __init__(
@@ -70,17 +73,21 @@ class Store:
         settings: Settings,
         task: str,
         clock: Clock = server_time,
+        patience: float | None = None,
     ) -> None:
         self.task = task
         self.settings = settings
         self.keys = Keys(settings.namespace, task)
         self.client = client
         self._clock = clock
+        self._patience = settings.timeout if patience is None else patience
         self._scripts = load_scripts()
 
     def run(self, script: str, **values: Any) -> list[Any]:
         """Runs one script with this task's keys and the clock."""
-        return self._scripts[script](self.client, self.keys, now_ms=self._clock(), **values)
+        return self._scripts[script](
+            self.client, self.keys, patience=self._patience, now_ms=self._clock(), **values
+        )
 
     def push(
         self, group: Group, trigger: Trigger, requests: Sequence[Outgoing], caller: str = ""

@@ -1,0 +1,87 @@
+"""What Redis answers instead of a result: what passes by itself, and what to do about the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic, sleep
+from typing import TypeVar
+
+from redis import exceptions
+from redis.exceptions import RedisError, ResponseError
+
+from redis_batches.errors import OutOfMemory, StoreError
+
+_T = TypeVar("_T")
+
+#: redis-py has taken the word off the message of some.
+_CLASSES: dict[str, type[RedisError]] = {
+    "READONLY": exceptions.ReadOnlyError,
+    "LOADING": exceptions.BusyLoadingError,
+    "CLUSTERDOWN": exceptions.ClusterDownError,
+    "TRYAGAIN": exceptions.TryAgainError,
+    "MASTERDOWN": exceptions.MasterDownError,
+    "OOM": exceptions.OutOfMemoryError,
+    "NOPERM": exceptions.NoPermissionError,
+    "NOAUTH": exceptions.AuthenticationError,
+}
+#: A failover, a start, a slow script, a moving slot: over in seconds, so worth waiting for.
+_TRANSIENT = ("READONLY", "LOADING", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN")
+_ADVICE = {
+    "READONLY": "it is a replica: point redis_batches_url to the primary",
+    "LOADING": "it is still reading its data from disk",
+    "BUSY": "somebody's script blocks it: see SCRIPT KILL",
+    "CLUSTERDOWN": "a part of the cluster is missing: see CLUSTER INFO",
+    "OOM": "it is at its maxmemory: raise it, or add workers to drain what waits",
+    "NOREPLICAS": "too few replicas are in step: see min-replicas-to-write",
+    "MISCONF": "it cannot save its data to disk: see its log, and the free space there",
+    "NOPERM": "the ACL of this user lacks a right: docs/operations.md lists all that are needed",
+    "NOAUTH": "the user name or password in redis_batches_url is wrong or missing",
+    "WRONGTYPE": "one of the task's keys holds something else: another program uses its name",
+}
+_WORD = re.compile(rf"\b({'|'.join((*_ADVICE, *_TRANSIENT))})\b")
+
+
+def word_of(exc: RedisError) -> str | None:
+    """Returns the word with which Redis named an error, if it is one that this module knows."""
+    for word, kind in _CLASSES.items():
+        if isinstance(exc, kind):
+            return word
+    # Redis 6.2 reports what goes wrong inside a script as a plain error that quotes the word.
+    found = _WORD.search(str(exc)) if isinstance(exc, ResponseError) else None
+    return found[1] if found else None
+
+
+def patiently(ask: Callable[[], _T], patience: float, reconnect: Callable[[], object]) -> _T:
+    """Asks again while Redis answers with what passes by itself.
+
+    Args:
+        ask: Sends the command; it may be sent twice without harm.
+        patience: Seconds to go on for.
+        reconnect: Drops connections: after a failover a name may stand for another server.
+    """
+    deadline, pause = monotonic() + patience, 0.02
+    while True:
+        try:
+            return ask()
+        except RedisError as exc:
+            if word_of(exc) not in _TRANSIENT or monotonic() + pause > deadline:
+                raise
+            if isinstance(exc, exceptions.ReadOnlyError):
+                reconnect()
+        sleep(pause)
+        pause = min(2 * pause, 0.5)
+
+
+@contextmanager
+def translated(action: str) -> Iterator[None]:
+    """Turns redis-py's errors into this package's own, which say what to do."""
+    try:
+        yield
+    except RedisError as exc:
+        word = word_of(exc)
+        kind = OutOfMemory if word == "OOM" else StoreError
+        verb = "refused" if isinstance(exc, ResponseError) or word else "could not be reached"
+        advice = f" ({word}: {_ADVICE[word]})" if word in _ADVICE else ""
+        raise kind(f"Redis {verb} to {action}: {exc}{advice}") from exc

@@ -1,0 +1,211 @@
+"""What the server, or the way to it, may do to a call: nothing is lost, doubled or half-done."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from redis_batches import StoreError
+from redis_batches.config import Settings
+from redis_batches.connection import connect
+from redis_batches.embedded import EmbeddedServer
+from redis_batches.lease import Lease
+from redis_batches.model import Group, Outgoing, Pushed, Status, Trigger
+from redis_batches.store import Store
+from tests.conftest import wait_until
+from tests.integration.proxy import LossyProxy
+
+TRIGGER, GROUP = Trigger(3, 0), Group.of({"queue": "celery"})
+SETTINGS = Settings(timeout=2, retries=3)
+
+
+@pytest.fixture
+def store(server: EmbeddedServer) -> Iterator[Store]:
+    """A store with the connection that callers have."""
+    client = connect(server.url, SETTINGS.timeout, SETTINGS.retries)
+    yield Store(client, SETTINGS, "task")
+    client.close()
+
+
+def push(store: Store, *ids: str) -> Pushed:
+    """Stores requests."""
+    return store.push(GROUP, TRIGGER, [Outgoing(i, "", None, b"1\n[[],{}]") for i in ids])
+
+
+def claim(store: Store) -> Lease:
+    """Claims what is due."""
+    lease = store.claim(GROUP.id, TRIGGER)
+    assert isinstance(lease, Lease)
+    return lease
+
+
+@pytest.fixture
+def proxy(server: EmbeddedServer) -> Iterator[LossyProxy]:
+    """A way to the server that loses replies."""
+    made = LossyProxy(server.port)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def far(proxy: LossyProxy) -> Iterator[Store]:
+    """A store behind the proxy."""
+    client = connect(f"redis://127.0.0.1:{proxy.port}/0", SETTINGS.timeout, SETTINGS.retries)
+    made = Store(client, SETTINGS, "task")
+    # The server knows the scripts now: what the proxy eats is the reply to one that ran.
+    push(made, "warm")
+    claim(made).ack()
+    yield made
+    client.close()
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["lost", "half"])
+def test_a_lost_reply_of_push_stores_one_request(
+    store: Store, far: Store, proxy: LossyProxy, half: bool
+) -> None:
+    """The call is sent again; the second one finds the first."""
+    proxy.half, proxy.eat = half, 1
+
+    assert push(far, "a").statuses == (Status.AGAIN,)
+
+    assert proxy.eaten == 1
+    assert store.stats()["pushed"] == 2
+
+
+def test_a_lost_reply_of_claim_gives_the_same_batch(
+    store: Store, far: Store, proxy: LossyProxy
+) -> None:
+    """It is not claimed twice, and nobody waits for a lease."""
+    push(far, "a", "b")
+    proxy.eat = 1
+
+    lease = claim(far)
+
+    assert proxy.eaten == 1
+    assert [request.id for request in lease.requests] == ["a", "b"]
+    assert store.stats()["claimed"] == 2
+
+
+def test_a_lost_reply_of_ack_is_no_error(store: Store, far: Store, proxy: LossyProxy) -> None:
+    """The batch had ended already."""
+    push(far, "a", "b")
+    lease = claim(far)
+    proxy.eat = 1
+
+    assert lease.ack() == 0
+
+    assert proxy.eaten == 1
+    assert store.stats()["acked"] == 3
+    assert store.stats()["running"] == 0
+
+
+def test_an_unreachable_server_is_an_error_in_time(
+    far: Store, proxy: LossyProxy, server: EmbeddedServer
+) -> None:
+    """As Celery's own, after a bounded number of tries."""
+    push(far, "a")
+    server.kill()
+    before = time.monotonic()
+
+    with pytest.raises(StoreError, match="could not be reached to push"):
+        push(far, "b")
+    assert time.monotonic() - before < 30
+
+
+def test_flushed_scripts_are_loaded_again(store: Store, server: EmbeddedServer) -> None:
+    """Nobody notices."""
+    push(store, "a")
+    store.client.script_flush()
+
+    assert push(store, "b").statuses == (Status.NEW,)
+
+
+def test_a_killed_server_with_aof_has_everything(tmp_path: object) -> None:
+    """`appendfsync always`: what was answered is there, and a claim goes on."""
+    with EmbeddedServer(appendonly=True) as server:
+        client = connect(server.url, SETTINGS.timeout, SETTINGS.retries)
+        store = Store(client, SETTINGS, "task")
+        push(store, "a", "b", "c", "d")
+        lease = claim(store)
+
+        server.kill()
+        server.start()
+
+        assert lease.ack() == 3
+        assert store.stats()["waiting"] == 1
+        assert claim(store).fence > lease.fence
+        client.close()
+
+
+def test_a_busy_server_is_waited_for(store: Store, server: EmbeddedServer) -> None:
+    """Somebody's slow script is killed after a second; the call then succeeds."""
+    push(store, "a")
+    store.client.config_set("lua-time-limit", "50")
+    with redis.Redis.from_url(server.url) as other, redis.Redis.from_url(server.url) as admin:
+
+        def block() -> None:
+            with pytest.raises(redis.ResponseError):
+                other.eval("while true do end", 0)
+
+        blocker = threading.Thread(target=block)
+        blocker.start()
+        wait_until(lambda: _is_busy(admin), description="the server is busy")
+        killer = threading.Timer(1, admin.script_kill)
+        killer.start()
+
+        assert push(store, "b").statuses == (Status.NEW,)
+        killer.join()
+        blocker.join()
+
+
+def _is_busy(client: redis.Redis) -> bool:
+    try:
+        client.get("x")
+    except redis.ResponseError as exc:
+        return "BUSY" in str(exc)
+    return False
+
+
+def test_a_replica_is_waited_for_until_it_is_promoted(store: Store, server: EmbeddedServer) -> None:
+    """READONLY passes in a failover; where it does not, the error says what to do."""
+    push(store, "a")
+    store.client.replicaof("127.0.0.1", "1")
+    promoted = threading.Timer(0.5, store.client.replicaof, ("NO", "ONE"))
+    promoted.start()
+
+    assert push(store, "b").statuses == (Status.NEW,)
+    promoted.join()
+
+    store.client.replicaof("127.0.0.1", "1")
+    with pytest.raises(StoreError, match="point redis_batches_url to the primary"):
+        push(store, "c")
+    store.client.replicaof("NO", "ONE")
+
+
+def test_a_server_that_cannot_save_refuses_with_advice(
+    store: Store, server: EmbeddedServer
+) -> None:
+    """Too few replicas, as an example of what does not pass by itself."""
+    store.client.config_set("min-replicas-to-write", "1")
+
+    with pytest.raises(StoreError, match="min-replicas-to-write"):
+        push(store, "a")
+    store.client.config_set("min-replicas-to-write", "0")
+    assert store.stats()["pushed"] == 0
+
+
+def test_a_wrong_password_is_named(server: EmbeddedServer) -> None:
+    """And not the password itself."""
+    with redis.Redis.from_url(server.url) as admin:
+        admin.config_set("requirepass", "right")
+        url = server.url.replace("redis://", "redis://:wrong@")
+        client = connect(url, 1, 0)
+
+        with pytest.raises(StoreError, match="user name or password") as caught:
+            push(Store(client, SETTINGS, "task"), "a")
+        assert "wrong@" not in str(caught.value)
+        client.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -189,13 +190,21 @@ def test_a_replica_is_waited_for_until_it_is_promoted(store: Store, server: Embe
 def test_a_server_that_cannot_save_refuses_with_advice(
     store: Store, server: EmbeddedServer
 ) -> None:
-    """Too few replicas, as an example of what does not pass by itself."""
-    store.client.config_set("min-replicas-to-write", "1")
+    """MISCONF does not pass by itself, so it is not waited for."""
+    client = store.client
+    folder = Path(client.config_get("dir")["dir"])
+    (folder / "dump.rdb").mkdir()
+    client.config_set("save", "3600 1000000")
+    client.bgsave()
+    wait_until(
+        lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err",
+        description="the save fails",
+    )
 
-    with pytest.raises(StoreError, match="min-replicas-to-write"):
+    with pytest.raises(StoreError, match="cannot save its data to disk"):
         push(store, "a")
-    store.client.config_set("min-replicas-to-write", "0")
-    assert store.stats()["pushed"] == 0
+    client.config_set("save", "")
+    assert push(store, "a").statuses == (Status.NEW,)
 
 
 def test_a_wrong_password_is_named(server: EmbeddedServer) -> None:

@@ -1,0 +1,111 @@
+"""Stored requests that somebody damaged: each costs itself, and no other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import fakeredis
+import pytest
+from celery import Celery
+
+from redis_batches import SimpleRequest, batched_task, doorbell
+from redis_batches.model import Bells
+
+#: CI damages 10,000; `FUZZ=100000` more.
+REQUESTS = int(os.environ.get("FUZZ", "10000"))
+BATCH = 500
+
+
+@pytest.fixture
+def bells(monkeypatch: pytest.MonkeyPatch) -> list[Bells]:
+    """The doorbells that were rung, instead of published."""
+    rung: list[Bells] = []
+    monkeypatch.setattr(doorbell, "_publish", lambda *args: rung.append(args[3]))
+    return rung
+
+
+@pytest.fixture
+def task(bells: list[Bells], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A task that returns what it was called with, in this process."""
+    server = fakeredis.FakeServer()
+    monkeypatch.setattr(
+        "redis_batches.runtime.connect", lambda *_: fakeredis.FakeRedis(server=server)
+    )
+    app = Celery("fuzz", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.redis_batches_url = "redis://127.0.0.1:1/0"
+    app.conf.redis_batches_max_dead = 10 * REQUESTS
+    app.conf.result_cache_max = -1
+
+    @batched_task(BATCH, 10, app=app, name="fuzzed")
+    def fuzzed(requests: list[SimpleRequest]) -> list[Any]:
+        return [request.args[0] for request in requests]
+
+    yield app.tasks["fuzzed"]
+    app.close()
+
+
+def answer(task: Any, bells: Bells) -> None:
+    """Runs the task as a worker does that got a doorbell."""
+    marker = {"group": bells.group, "rung_ms": bells.rung_ms, "force": True}
+    task.push_request(
+        id="bell", hostname="worker@here", called_directly=False, **{doorbell.MARKER: marker}
+    )
+    try:
+        task.run()
+    finally:
+        task.pop_request()
+
+
+def damage(chance: random.Random, envelope: bytes) -> tuple[str, bytes]:
+    """Returns what was done to an envelope, and the result."""
+    kind = chance.choice(["none", "none", "cut", "noise", "flip", "version", "newer", "content"])
+    if kind == "cut":
+        return kind, envelope[: chance.randrange(len(envelope))]
+    if kind == "noise":
+        return kind, chance.randbytes(chance.randrange(200))
+    if kind == "flip":
+        at = chance.randrange(len(envelope))
+        return kind, envelope[:at] + chance.randbytes(1) + envelope[at + 1 :]
+    if kind == "version":
+        return kind, b"x" + envelope[1:]
+    if kind == "newer":
+        return kind, b"2" + envelope[1:]
+    if kind == "content":
+        head = chance.choice([b'{"content":["application/x-python-serialize","binary"]}', b"[1]"])
+        return kind, b"1" + head + b"\ncos\nsystem\n(S'exit 1'\ntR."
+    return kind, envelope
+
+
+def test_a_damaged_request_costs_only_itself(
+    task: Any, bells: list[Bells], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others get their results; it fails with a reason, or waits for a newer worker."""
+    caplog.set_level(logging.CRITICAL)
+    chance = random.Random(7)
+    store = task.inspector._store
+    items = store.keys.resolve("items")
+    for first in range(0, REQUESTS, BATCH):
+        kinds: dict[str, str] = {}
+        for number in range(first, first + BATCH):
+            result = task.delay(number)
+            value = store.client.hget(items, result.id)
+            head, envelope = value[: value.index(b":") + 2], value[value.index(b":") + 2 :]
+            kinds[result.id], damaged = damage(chance, envelope)
+            store.client.hset(items, result.id, head + damaged)
+        answer(task, bells[-1])
+
+        states = Counter((kind, task.AsyncResult(found).state) for found, kind in kinds.items())
+        assert states["none", "SUCCESS"] == list(kinds.values()).count("none")
+        assert {state for kind, state in states if kind == "newer"} <= {"PENDING"}
+        for kind in ("version", "content", "noise", "cut"):
+            assert {state for name, state in states if name == kind} <= {"FAILURE", "PENDING"}
+
+    stats = task.stats()
+    assert stats["running"] == 0
+    assert stats["acked"] + stats["delayed"] + stats["dead"] == REQUESTS
+    assert stats["dead"] > stats["delayed"] > 0

@@ -9,56 +9,26 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import fakeredis
 import pytest
-from celery import Celery
 
-from redis_batches import SimpleRequest, batched_task, doorbell
-from redis_batches.model import Bells
+from redis_batches import SimpleRequest
+from tests.properties.inprocess import InProcess, in_process
 
 #: CI damages 10,000; `FUZZ=100000` more.
 REQUESTS = int(os.environ.get("FUZZ", "10000"))
 BATCH = 500
 
 
-@pytest.fixture
-def bells(monkeypatch: pytest.MonkeyPatch) -> list[Bells]:
-    """The doorbells that were rung, instead of published."""
-    rung: list[Bells] = []
-    monkeypatch.setattr(doorbell, "_publish", lambda *args: rung.append(args[3]))
-    return rung
+def first_argument(requests: list[SimpleRequest]) -> list[Any]:
+    """Returns what each request was called with."""
+    return [request.args[0] for request in requests]
 
 
 @pytest.fixture
-def task(bells: list[Bells], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A task that returns what it was called with, in this process."""
-    server = fakeredis.FakeServer()
-    monkeypatch.setattr(
-        "redis_batches.runtime.connect", lambda *_: fakeredis.FakeRedis(server=server)
-    )
-    app = Celery("fuzz", broker="memory://", backend="cache+memory://", set_as_current=False)
-    app.conf.redis_batches_url = "redis://127.0.0.1:1/0"
-    app.conf.redis_batches_max_dead = 10 * REQUESTS
-    app.conf.result_cache_max = -1
-
-    @batched_task(BATCH, 10, app=app, name="fuzzed")
-    def fuzzed(requests: list[SimpleRequest]) -> list[Any]:
-        return [request.args[0] for request in requests]
-
-    yield app.tasks["fuzzed"]
-    app.close()
-
-
-def answer(task: Any, bells: Bells) -> None:
-    """Runs the task as a worker does that got a doorbell."""
-    marker = {"group": bells.group, "rung_ms": bells.rung_ms, "force": True}
-    task.push_request(
-        id="bell", hostname="worker@here", called_directly=False, **{doorbell.MARKER: marker}
-    )
-    try:
-        task.run()
-    finally:
-        task.pop_request()
+def here() -> Iterator[InProcess]:
+    """A task that returns what it was called with."""
+    with in_process(first_argument, BATCH) as made:
+        yield made
 
 
 def damage(chance: random.Random, envelope: bytes) -> tuple[str, bytes]:
@@ -82,11 +52,11 @@ def damage(chance: random.Random, envelope: bytes) -> tuple[str, bytes]:
 
 
 def test_a_damaged_request_costs_only_itself(
-    task: Any, bells: list[Bells], caplog: pytest.LogCaptureFixture
+    here: InProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The others get their results; it fails with a reason, or waits for a newer worker."""
     caplog.set_level(logging.CRITICAL)
-    chance = random.Random(7)
+    chance, task = random.Random(7), here.task
     store = task.inspector._store
     items = store.keys.resolve("items")
     for first in range(0, REQUESTS, BATCH):
@@ -97,7 +67,7 @@ def test_a_damaged_request_costs_only_itself(
             head, envelope = value[: value.index(b":") + 2], value[value.index(b":") + 2 :]
             kinds[result.id], damaged = damage(chance, envelope)
             store.client.hset(items, result.id, head + damaged)
-        answer(task, bells[-1])
+        here.answer(force=True)
 
         states = Counter((kind, task.AsyncResult(found).state) for found, kind in kinds.items())
         assert states["none", "SUCCESS"] == list(kinds.values()).count("none")

@@ -1,0 +1,65 @@
+"""A batch task whose worker is this process: no broker, no server, no waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import fakeredis
+import pytest
+from celery import Celery
+
+from redis_batches import SimpleRequest, batched_task, doorbell
+from redis_batches.model import Bells
+
+
+class InProcess:
+    """A task, the doorbells that were rung for it, and a way to answer them.
+
+    Attributes:
+        task: The task.
+        bells: Doorbells that nobody has answered, oldest first.
+    """
+
+    def __init__(self, task: Any, bells: list[Bells]) -> None:
+        self.task = task
+        self.bells = bells
+        self._answered = 0
+
+    def answer(self, *, force: bool = False) -> None:
+        """Runs the task as a worker does that got the newest doorbell."""
+        bells = self.bells.pop()
+        self._answered += 1
+        marker = {"group": bells.group, "rung_ms": bells.rung_ms, "force": force}
+        self.task.push_request(
+            id=f"bell-{self._answered}",
+            hostname="worker@here",
+            called_directly=False,
+            **{doorbell.MARKER: marker},
+        )
+        try:
+            self.task.run()
+        finally:
+            self.task.pop_request()
+
+
+@contextmanager
+def in_process(
+    function: Callable[[list[SimpleRequest]], Any], flush_every: int, **options: Any
+) -> Iterator[InProcess]:
+    """Makes a task of a function; its requests wait in a fake Redis, its results in memory."""
+    server, rung = fakeredis.FakeServer(), list[Bells]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "redis_batches.runtime.connect", lambda *_: fakeredis.FakeRedis(server=server)
+        )
+        patch.setattr(doorbell, "_publish", lambda *args: rung.append(args[3]))
+        app = Celery("here", broker="memory://", backend="cache+memory://", set_as_current=False)
+        app.conf.redis_batches_url = "redis://127.0.0.1:1/0"
+        app.conf.redis_batches_max_dead = 1_000_000
+        app.conf.result_cache_max = -1
+        make = batched_task(flush_every, 10, app=app, name="here", shared=False, **options)
+        make(function)
+        yield InProcess(app.tasks["here"], rung)
+        app.close()

@@ -1,4 +1,4 @@
--- ack: forget requests that a batch has finished, or end the batch with all that it still owns.
+-- ack: forget requests that a batch has finished, or end the batch with all that it finished.
 --
 -- KEYS[1] items     hash  id -> group:nonce:envelope
 -- KEYS[2] batch     list  the claimed entries of this token
@@ -14,15 +14,19 @@
 -- ARGV[3]  window_ms  int   how long a finished call is remembered
 -- ARGV[4]  window     int   how many finished calls are remembered
 -- ARGV[5]  well       int   1: the batch's function returned
--- ARGV[6+] ids        list  at most 1,000; none: all that the batch still owns, and it ends
+-- ARGV[6]  ends       int   1: the batch ends with all that it owns, but `ids`
+-- ARGV[7+] ids        list  finished, at most 1,000; if the batch ends, those that it gave back
 --
--- Returns {"acked", count}; for a token without a claim, which changes nothing, {"already"} (the
--- batch ended before) or {"fenced"} (another worker took over). Cost O(ids).
+-- What it gave back and yet owns was given back in a write that a failover lost: the lease stays
+-- then, and brings it back. Returns {"acked", count}; for a token without a claim, which changes
+-- nothing, {"already"} (the batch ended before) or {"fenced"} (another worker took over).
+-- Cost O(ids).
 local items, batch, claims, own, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local attempts, errors, done, stats = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local now_ms, token = ARGV[1], ARGV[2]
-local window_ms, window, well = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1'
-local ids = {unpack(ARGV, 6)}
+local window_ms, window = tonumber(ARGV[3]), tonumber(ARGV[4])
+local well, ends = ARGV[5] == '1', ARGV[6] == '1'
+local ids = list(ARGV, 7)
 
 local now = clock(now_ms)
 local record = redis.call('HGET', claims, token)
@@ -30,8 +34,12 @@ local ended = redis.call('ZSCORE', done, token)
 if not record then
   return {ended and 'already' or 'fenced'}
 end
-local closes = #ids == 0
-if closes then
+local given_back = {}
+if ends then
+  for _, id in ipairs(ids) do
+    given_back[id] = true
+  end
+  ids = {}
   for i, entry in ipairs(redis.call('LRANGE', batch, 0, -1)) do
     local _, _, id = read_entry(entry)
     ids[i] = id
@@ -45,10 +53,12 @@ redis.call('HLEN', attempts)
 redis.call('HLEN', errors)
 redis.call('HLEN', stats)
 
-local mine, tombstones = {}, {}
+local mine, tombstones, closes = {}, {}, ends
 for i, id in ipairs(ids) do
   local owner, nonce = string.match(owners[i] or '', '^([^:]*):(.*)$')
-  if owner == token then
+  if owner == token and given_back[id] then
+    closes = false
+  elseif owner == token then
     mine[#mine + 1] = id
     tombstones[#tombstones + 1] = int(now + window_ms)
     tombstones[#tombstones + 1] = nonce

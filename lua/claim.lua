@@ -7,7 +7,7 @@
 -- KEYS[5]  own       hash  id -> token:nonce
 -- KEYS[6]  leases    zset  token -> expiry (ms)
 -- KEYS[7]  groups    zset  group -> when it next wants attention (ms)
--- KEYS[8]  bells     hash  group -> outstanding:rung_ms:pause_ms
+-- KEYS[8]  bells     hash  group -> outstanding:rung_ms:pause_ms:feared
 -- KEYS[9]  routes    hash  group -> where to ring for it (JSON)
 -- KEYS[10] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms
 -- KEYS[11] delayed   zset  group:id -> ready (ms)
@@ -18,7 +18,7 @@
 -- ARGV[2]  group        text
 -- ARGV[3]  token        text  a fresh nonce of this run
 -- ARGV[4]  bell         text  id of the doorbell that woke the worker, or empty
--- ARGV[5]  rung_ms      int   when it was rung; 0: as the last of the group
+-- ARGV[5]  rung_ms      int   when it was rung; 0: last of all
 -- ARGV[6]  flush_every  int
 -- ARGV[7]  interval_ms  int
 -- ARGV[8]  lease_ms     int
@@ -45,7 +45,7 @@ local running = redis.call('HGET', claims, 'bell:' .. bell)
 local route = redis.call('HGET', routes, group) or ''
 local waits_elsewhere = redis.call('ZCARD', delayed) + redis.call('ZCARD', eta) > 0
 local fence = math.max(tonumber(redis.call('HGET', stats, 'fence') or 0) + 1, now)
-local out, last_rung_ms = read_bells(redis.call('HGET', bells, group), now)
+local state = read_bells(redis.call('HGET', bells, group), now)
 local waiting = redis.call('LLEN', pending)
 redis.call('LLEN', batch)
 redis.call('ZCARD', leases)
@@ -84,15 +84,19 @@ if bell ~= '' and running then
   end
 end
 
--- Answers this doorbell: one fewer is out, and the time it took says when to fear for the next.
+-- Answers this doorbell: one fewer is out. If others were feared for, and this one was rung last of
+-- all, then it has overtaken them: they are lost.
 local function answer_bell()
   if bell == '' then
     return
   end
-  local rung = rung_ms > 0 and rung_ms or last_rung_ms
-  local pause_ms = math.min(math.max(2 * (now - rung), MIN_PAUSE_MS), MAX_PAUSE_MS)
-  local record = math.max(out - 1, 0) .. ':' .. int(last_rung_ms) .. ':' .. int(pause_ms)
-  redis.call('HSET', bells, group, record)
+  state.out = math.max(state.out - 1, 0)
+  if state.feared and (rung_ms == 0 or rung_ms >= state.rung_ms) then
+    state.out = 0
+  end
+  state.feared = state.feared and state.out > 0
+  state.rung_ms, state.pause_ms = now, MIN_PAUSE_MS
+  redis.call('HSET', bells, group, write_bells(state))
 end
 
 -- Takes from the head what is still there and free: one split level, within the limits.
@@ -146,7 +150,7 @@ if #taken == 0 or not due then
     put_first(pending, taken)
   end
   answer_bell()
-  arm(pending, groups, bells, group, flush_every, interval_ms, now, 0)
+  arm(pending, groups, bells, group, flush_every, interval_ms, now, true)
   if redis.call('LLEN', pending) == 0 then
     return {'empty'}
   end

@@ -3,7 +3,7 @@
 -- At most this many doorbells of one group are out at a time: each claim that leaves a batch behind
 -- rings for it, so a few keep any number of workers busy, and a backlog does not flood the broker.
 local MAX_BELLS = 16
--- A doorbell is taken for lost after twice the time that the last one took to be answered.
+-- How long a doorbell may stay unanswered before another one is rung.
 local MIN_PAUSE_MS, MAX_PAUSE_MS = 1000, 600000
 -- `unpack` fails between 7,000 and 8,000 values.
 local CHUNK = 1000
@@ -21,6 +21,15 @@ local function clock(now_ms)
   end
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- The values from a place on, where `unpack` could fail.
+local function list(values, first)
+  local found = {}
+  for i = first, #values do
+    found[#found + 1] = values[i]
+  end
+  return found
 end
 
 -- Calls a command with any number of values, a chunk at a time; joins what it returns.
@@ -60,19 +69,45 @@ local function read_nonce(value, id)
   return (nonce == nil or nonce == '') and id or nonce
 end
 
--- A record of bells is outstanding:rung_ms:pause_ms. One that was rung in the future, because the
--- clock went back, counts as rung a pause ago: else it would be waited for until then.
+-- A record of bells is outstanding:rung_ms:pause_ms:feared; rung_ms is when the last one was rung or
+-- answered. If that lies in the future, because the clock went back, it counts as a pause ago: else
+-- it would be waited for until then.
 local function read_bells(record, now)
-  local out, rung_ms, pause_ms = string.match(record or '', '^(%d+):(%d+):(%d+)$')
-  rung_ms, pause_ms = tonumber(rung_ms or now), tonumber(pause_ms or MIN_PAUSE_MS)
-  return tonumber(out or 0), rung_ms > now and now - pause_ms or rung_ms, pause_ms
+  local out, rung_ms, pause_ms, feared = string.match(record or '', '^(%d+):(%d+):(%d+):(%d)$')
+  local state = {
+    out = tonumber(out or 0), rung_ms = tonumber(rung_ms or now),
+    pause_ms = tonumber(pause_ms or MIN_PAUSE_MS), feared = feared == '1',
+  }
+  if state.rung_ms > now then
+    state.rung_ms = now - state.pause_ms
+  end
+  return state
+end
+
+local function write_bells(state)
+  local feared = state.feared and 1 or 0
+  return table.concat({state.out, int(state.rung_ms), int(state.pause_ms), feared}, ':')
+end
+
+-- How many doorbells to ring when so many batches can be claimed; notes that they are out. While
+-- nobody answers one more goes out after each pause, which doubles: the others may be lost.
+local function ring(state, claimable, now)
+  local signals = math.max(0, math.min(claimable, MAX_BELLS) - state.out)
+  if state.out > 0 and state.rung_ms + state.pause_ms <= now then
+    signals, state.feared = 1, true
+    state.pause_ms = math.min(state.pause_ms * 2, MAX_PAUSE_MS)
+  end
+  if signals > 0 then
+    state.out, state.rung_ms = state.out + signals, now
+  end
+  return signals
 end
 
 -- After a change of a pending list: counts the batches that can be claimed now, books the doorbells
 -- that the caller must ring for them, and notes when the group next wants attention. Level, not
--- edge: a lost doorbell is made good by the next script that looks. Returns doorbells to ring, at
--- most `most`; with 0 the next sweep rings for what can be claimed.
-local function arm(pending, groups, bells, group, flush_every, interval_ms, now, most)
+-- edge: a lost doorbell is made good by the next script that looks. Returns doorbells to ring;
+-- if `quiet` none: the next sweep rings for what can be claimed.
+local function arm(pending, groups, bells, group, flush_every, interval_ms, now, quiet)
   local waiting = redis.call('LLEN', pending)
   if waiting == 0 then
     redis.call('ZREM', groups, group)
@@ -80,7 +115,7 @@ local function arm(pending, groups, bells, group, flush_every, interval_ms, now,
     return 0
   end
   local head = redis.call('LINDEX', pending, 0)
-  local out, rung_ms, pause_ms = read_bells(redis.call('HGET', bells, group), now)
+  local state = read_bells(redis.call('HGET', bells, group), now)
   local claimable = math.floor(waiting / flush_every)
   if is_due(head, interval_ms, now) then
     claimable = math.ceil(waiting / flush_every)
@@ -89,15 +124,11 @@ local function arm(pending, groups, bells, group, flush_every, interval_ms, now,
     redis.call('ZADD', groups, int(read_entry(head) + interval_ms), group)
     return 0
   end
-  if out > 0 and rung_ms + pause_ms <= now then
-    out, pause_ms = 0, math.min(pause_ms * 2, MAX_PAUSE_MS)
-  end
-  local signals = math.max(0, math.min(claimable, most or MAX_BELLS) - out)
+  local signals = quiet and 0 or ring(state, claimable, now)
   if signals > 0 then
-    out, rung_ms = out + signals, now
-    redis.call('HSET', bells, group, out .. ':' .. int(rung_ms) .. ':' .. int(pause_ms))
+    redis.call('HSET', bells, group, write_bells(state))
   end
-  redis.call('ZADD', groups, int(out > 0 and rung_ms + pause_ms or now), group)
+  redis.call('ZADD', groups, int(state.out > 0 and state.rung_ms + state.pause_ms or now), group)
   return signals
 end
 

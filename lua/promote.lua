@@ -1,9 +1,9 @@
--- promote: let requests whose delay is over wait with the others.
+-- promote: let requests whose delay is over wait with the others; a retry is due at once.
 --
 -- KEYS[1] items     hash  id -> group:nonce:envelope
 -- KEYS[2] pending   list  since_ms:split:id, oldest first
 -- KEYS[3] groups    zset  group -> when it next wants attention (ms)
--- KEYS[4] bells     hash  group -> outstanding:rung_ms:pause_ms
+-- KEYS[4] bells     hash  group -> outstanding:rung_ms:pause_ms:feared
 -- KEYS[5] routes    hash  group -> where to ring for it (JSON)
 -- KEYS[6] delayed   zset  group:id -> ready (ms)
 -- KEYS[7] eta       zset  group:id -> wall clock (ms)
@@ -41,13 +41,10 @@ end
 local entries, retries = {}, {}
 for i, id in ipairs(ids) do
   local member = group .. ':' .. id
-  if take(delayed, member) or take(eta, member) then
-    local level = read_attempts(records[i] or '').split
-    if level > 0 then
-      retries[#retries + 1] = write_entry(now, level, id)
-    else
-      entries[#entries + 1] = write_entry(now, FRESH, id)
-    end
+  if take(delayed, member) then
+    retries[#retries + 1] = write_entry(now, read_attempts(records[i] or '').split, id)
+  elseif take(eta, member) then
+    entries[#entries + 1] = write_entry(now, FRESH, id)
   end
 end
 local count = #entries + #retries

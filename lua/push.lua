@@ -4,7 +4,7 @@
 -- KEYS[2]  pending   list  since_ms:split:id, oldest first
 -- KEYS[3]  own       hash  id -> token:nonce
 -- KEYS[4]  groups    zset  group -> when it next wants attention (ms)
--- KEYS[5]  bells     hash  group -> outstanding:rung_ms:pause_ms
+-- KEYS[5]  bells     hash  group -> outstanding:rung_ms:pause_ms:feared
 -- KEYS[6]  routes    hash  group -> where to ring for it (JSON)
 -- KEYS[7]  eta       zset  group:id -> wall clock (ms)
 -- KEYS[8]  dead      zset  group:id -> died (ms)

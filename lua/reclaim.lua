@@ -7,7 +7,7 @@
 -- KEYS[5]  own       hash  id -> token:nonce
 -- KEYS[6]  leases    zset  token -> expiry (ms)
 -- KEYS[7]  groups    zset  group -> when it next wants attention (ms)
--- KEYS[8]  bells     hash  group -> outstanding:rung_ms:pause_ms
+-- KEYS[8]  bells     hash  group -> outstanding:rung_ms:pause_ms:feared
 -- KEYS[9]  routes    hash  group -> where to ring for it (JSON)
 -- KEYS[10] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms
 -- KEYS[11] done      zset  nonce or token -> expiry (ms)

@@ -6,7 +6,7 @@
 -- KEYS[4]  claims    hash  token -> record; bell:id -> token
 -- KEYS[5]  own       hash  id -> token:nonce
 -- KEYS[6]  groups    zset  group -> when it next wants attention (ms)
--- KEYS[7]  bells     hash  group -> outstanding:rung_ms:pause_ms
+-- KEYS[7]  bells     hash  group -> outstanding:rung_ms:pause_ms:feared
 -- KEYS[8]  routes    hash  group -> where to ring for it (JSON)
 -- KEYS[9]  delayed   zset  group:id -> ready (ms)
 -- KEYS[10] dead      zset  group:id -> died (ms)
@@ -19,7 +19,8 @@
 -- ARGV[4]  flush_every  int
 -- ARGV[5]  interval_ms  int
 -- ARGV[6]  max_dead     int   dead letters of the task; then the oldest goes
--- ARGV[7+] outcomes     list  (id, verb, delay_ms, error)*, at most 500; the verb is "retry",
+-- ARGV[7]  size         int   requests that the batch began with
+-- ARGV[8+] outcomes     list  (id, verb, delay_ms, error)*, at most 500; the verb is "retry",
 --                             "retry_batch" (the whole batch failed), "put_back" or "dead"
 --
 -- A batch that failed is retried whole; if it fails again, although another batch of the task went
@@ -30,8 +31,9 @@ local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], K
 local groups, bells, routes, delayed, dead = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local attempts, errors, stats = KEYS[11], KEYS[12], KEYS[13]
 local now_ms, group, token = ARGV[1], ARGV[2], ARGV[3]
-local flush_every, interval_ms, max_dead = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local outcomes = {unpack(ARGV, 7)}
+local flush_every, interval_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
+local max_dead, size = tonumber(ARGV[6]), tonumber(ARGV[7])
+local outcomes = {unpack(ARGV, 8)}
 
 local now = clock(now_ms)
 local record = redis.call('HGET', claims, token)
@@ -64,7 +66,7 @@ for _, entry in ipairs(mine) do
     local before = known and redis.call('HGET', attempts, id)
     local state = read_attempts(before)
     if outcome.verb == 'retry_batch' and state.tries > 0 and well_ms > state.tried_ms then
-      state.split = halve(flush_every, state.split, #mine)
+      state.split = halve(flush_every, state.split, size)
     end
     if outcome.verb ~= 'put_back' then
       state.tries, state.tried_ms = state.tries + 1, now

@@ -6,7 +6,7 @@
 -- KEYS[4] claims   hash  token -> record; bell:id -> token
 -- KEYS[5] leases   zset  token -> expiry (ms)
 -- KEYS[6] groups   zset  group -> when it next wants attention (ms)
--- KEYS[7] bells    hash  group -> outstanding:rung_ms:pause_ms
+-- KEYS[7] bells    hash  group -> outstanding:rung_ms:pause_ms:feared
 -- KEYS[8] routes   hash  group -> where to ring for it (JSON)
 -- KEYS[9] delayed  zset  group:id -> ready (ms)
 -- KEYS[10] eta     zset  group:id -> wall clock (ms)

@@ -3,7 +3,7 @@
 -- KEYS[1] items     hash  id -> group:nonce:envelope
 -- KEYS[2] pending   list  since_ms:split:id, oldest first
 -- KEYS[3] groups    zset  group -> when it next wants attention (ms)
--- KEYS[4] bells     hash  group -> outstanding:rung_ms:pause_ms
+-- KEYS[4] bells     hash  group -> outstanding:rung_ms:pause_ms:feared
 -- KEYS[5] routes    hash  group -> where to ring for it (JSON)
 -- KEYS[6] dead      zset  group:id -> died (ms)
 -- KEYS[7] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms

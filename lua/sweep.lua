@@ -1,7 +1,7 @@
 -- sweep: name what is overdue, and book one doorbell for each group that nobody rang for.
 --
 -- KEYS[1] groups   zset  group -> when it next wants attention (ms)
--- KEYS[2] bells    hash  group -> outstanding:rung_ms:pause_ms
+-- KEYS[2] bells    hash  group -> outstanding:rung_ms:pause_ms:feared
 -- KEYS[3] routes   hash  group -> where to ring for it (JSON)
 -- KEYS[4] leases   zset  token -> expiry (ms)
 -- KEYS[5] claims   hash  token -> record; bell:id -> token
@@ -68,8 +68,7 @@ local function clamp(key, least_ms, allowed_ms)
 end
 
 clamp(groups, interval_ms, function(group)
-  local _, _, pause_ms = read_bells(redis.call('HGET', bells, group), now)
-  return math.max(interval_ms, pause_ms)
+  return math.max(interval_ms, read_bells(redis.call('HGET', bells, group), now).pause_ms)
 end)
 clamp(leases, 0, function(token)
   return read_claim(redis.call('HGET', claims, token)).lease_ms
@@ -78,8 +77,7 @@ clamp(delayed, longest_ms, function() return longest_ms end)
 
 if greet then
   for _, group in ipairs(redis.call('ZRANGE', groups, 0, limit - 1)) do
-    local out = read_bells(redis.call('HGET', bells, group), now)
-    if out > 0 then
+    if read_bells(redis.call('HGET', bells, group), now).out > 0 then
       redis.call('HDEL', bells, group)
       redis.call('ZADD', groups, int(now), group)
     end
@@ -88,18 +86,13 @@ end
 
 local due = {}
 for _, group in ipairs(overdue(groups)) do
-  local out, rung_ms, pause_ms = read_bells(redis.call('HGET', bells, group), now)
-  if out == 0 or rung_ms + pause_ms <= now then
-    if out > 0 then
-      pause_ms = math.min(2 * pause_ms, MAX_PAUSE_MS)
-    end
-    redis.call('HSET', bells, group, '1:' .. int(now) .. ':' .. int(pause_ms))
-    redis.call('ZADD', groups, int(now + pause_ms), group)
+  local state = read_bells(redis.call('HGET', bells, group), now)
+  if ring(state, 1, now) > 0 then
+    redis.call('HSET', bells, group, write_bells(state))
     due[#due + 1] = group
     due[#due + 1] = redis.call('HGET', routes, group) or ''
-  else
-    redis.call('ZADD', groups, int(rung_ms + pause_ms), group)
   end
+  redis.call('ZADD', groups, int(state.rung_ms + state.pause_ms), group)
 end
 
 local expired = {}

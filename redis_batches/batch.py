@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.exceptions import Retry
 from celery.utils.log import get_task_logger
-from kombu.exceptions import EncodeError
 
 from redis_batches import completion
 from redis_batches.codec import UnknownEnvelope
@@ -22,7 +21,10 @@ if TYPE_CHECKING:
     from redis_batches.task import Batches
 
 logger = get_task_logger(__name__)
+_T = TypeVar("_T")
 
+#: Seconds for which an outcome is told again while the result backend cannot be reached.
+TELL_PATIENCE = 30.0
 #: How long a request of a newer version waits for a newer worker.
 UNKNOWN_DELAY_MS = 5000
 
@@ -40,7 +42,6 @@ class Batch:
         token: Names this run of the batch; fresh at each run.
         fence: A number larger than that of every earlier run of the task, for writes that must
             not be undone by a late run; see Kleppmann, "How to do distributed locking" (2016).
-        attempt: The highest attempt of its requests; 1 is the first.
     """
 
     def __init__(
@@ -51,15 +52,20 @@ class Batch:
         self.lease = lease
         self.token = lease.token if lease else ""
         self.fence = lease.fence if lease else 0
-        self.attempt = max((request.attempt for request in requests), default=1)
         self.values: dict[str, Any] = {}
         self._confirmed = monotonic()
         self._open = {request.id: request for request in requests}
         self._finished: list[str] = []
         self._given_back: list[Outcome] = []
         self._ending = False
+        self.patience = TELL_PATIENCE
         for request in self.requests:
             request.batch = self
+
+    @property
+    def attempt(self) -> int:
+        """The highest attempt of its requests; 1 is the first."""
+        return max((request.attempt for request in self.requests), default=1)
 
     @property
     def lost(self) -> bool:
@@ -121,19 +127,28 @@ class Batch:
         if limit is not None and request.retries >= limit:
             self.fail(request, exc or self._exhausted(request))
             return False
-        del self._open[request.id]
         seconds = self.task.default_retry_delay if countdown is None else countdown
         reason: Any = Retry(exc=exc, when=seconds)  # type: ignore[arg-type]
-        self.values[request.id] = reason
-        if self.lease is not None:
-            completion.tell_retry(self.task, request, reason)
+        told = self._tell(
+            request, reason, lambda: completion.tell_retry(self.task, request, reason)
+        )
+        if told is not None:
             delay_ms = max(round(seconds * 1000), 0)
             self._given_back.append(Outcome(request.id, verb, delay_ms, repr(exc) if exc else ""))
         return True
 
-    def give_up(self, request: SimpleRequest, exc: Exception) -> None:
-        """Settles a claimed request that the function shall not see: one that cannot be run."""
+    def hold(self, request: SimpleRequest) -> None:
+        """Adds a request that the function shall not see, but that has no outcome yet."""
         self._open[request.id] = request
+
+    def leave_out(self, settled: Sequence[SimpleRequest]) -> None:
+        """Takes out requests whose outcome was told before: they go when the batch ends."""
+        for request in settled:
+            self._open.pop(request.id, None)
+        self.requests = [request for request in self.requests if request.id in self._open]
+
+    def give_up(self, request: SimpleRequest, exc: Exception) -> None:
+        """Settles a request that cannot be run."""
         if isinstance(exc, UnknownEnvelope):
             self.put_back(request, UNKNOWN_DELAY_MS)
         else:
@@ -157,6 +172,12 @@ class Batch:
     def requeued(self, task_id: str) -> None:
         """Notes that the function called the task again with the id of one of its requests."""
         self._open.pop(task_id, None)
+        if self.lease is not None:
+            self.lease.leave(task_id)
+
+    def abandon(self) -> None:
+        """Forgets what is undecided, when the function raised `Ignore`: nobody is told."""
+        self._open.clear()
 
     def results_of(self, returned: Any) -> Mapping[str, Any]:
         """Returns what a function returned as results by request id.
@@ -222,6 +243,14 @@ class Batch:
         kept = [self.fail_or_retry(request, exc, Verb.RETRY_BATCH) for request in self.undecided]
         return any(kept)
 
+    def retry_undecided(self, reason: Retry) -> None:
+        """Settles what is undecided when the function raised a `Retry` of its own."""
+        when: Any = reason.when
+        seconds = when if isinstance(when, (int, float)) else None
+        cause = reason.exc if isinstance(reason.exc, Exception) else None
+        for request in self.undecided:
+            self.retry(request, countdown=seconds, exc=cause, verb=Verb.RETRY_BATCH)
+
     def flush(self) -> None:
         """Tells Redis what is finished so far, so that a crash does not run it again."""
         if self.lease is not None and self._finished:
@@ -235,6 +264,8 @@ class Batch:
             well: Whether the function returned.
         """
         assert self.lease is not None
+        for request in self.undecided:
+            self.put_back(request)
         for request in self.requests:
             request.batch = None
         bells = self.lease.release(self._given_back) if self._given_back else []
@@ -263,9 +294,6 @@ class Batch:
             self._open[request.id] = request
             raise
 
-    def _tell_failure(self, request: SimpleRequest, exc: Exception) -> bool | None:
-        return self._tell(request, exc, lambda: completion.tell_failure(self.task, request, exc))
-
     def _forget(self, request: SimpleRequest, stored: bool | None) -> None:
         """Notes a told request as finished; at once where nothing else would tell a second run."""
         if stored is None:
@@ -275,13 +303,39 @@ class Batch:
             self.flush()
 
     def _tell_success(self, request: SimpleRequest, value: Any, store: bool) -> bool:
+        """Goes on and stores; a result that can never be stored fails its request instead."""
+        task = self.task
         try:
-            return completion.tell_success(self.task, request, value, store=store)
-        except EncodeError as exc:
-            logger.error(
-                "%s[%s] has a result that cannot be stored: %r", request.name, request.id, exc
+            self._patiently(lambda: completion.go_on(task, request, value))
+            return self._patiently(
+                lambda: completion.tell_success(task, request, value, store=store)
             )
+        except Exception as exc:
+            if completion.is_transient(task, exc):
+                raise
+            logger.error("%s[%s] cannot tell its result: %r", request.name, request.id, exc)
+            failure = exc
+        return self._patiently(lambda: completion.tell_failure(task, request, failure))
+
+    def _tell_failure(self, request: SimpleRequest, exc: Exception) -> bool | None:
+        def tell() -> bool:
             return completion.tell_failure(self.task, request, exc)
+
+        return self._tell(request, exc, lambda: self._patiently(tell))
+
+    def _patiently(self, tell: Callable[[], _T]) -> _T:
+        """Tells again while the result backend cannot be reached; the lease is kept meanwhile."""
+        deadline, pause = monotonic() + self.patience, 0.1
+        while True:
+            try:
+                return tell()
+            except Exception as exc:
+                late = monotonic() + pause > deadline
+                if self.lost or late or not completion.is_transient(self.task, exc):
+                    raise
+                logger.warning("cannot tell an outcome of batch %s yet: %r", self.token, exc)
+            sleep(pause)
+            pause = min(2 * pause, 2.0)
 
     def _confirm(self) -> None:
         """Raises LeaseLost unless this run holds its requests for long enough to tell of one."""

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
-from celery import group, signature, states
+from celery import group, signals, signature, states
 from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
 from celery.exceptions import Retry
 from celery.utils.log import get_task_logger
 from celery.utils.serialization import get_pickleable_exception
+from kombu.exceptions import OperationalError
 
 from redis_batches.request import SimpleRequest
 
@@ -27,8 +29,15 @@ if TYPE_CHECKING:
 logger = get_task_logger(__name__)
 
 
+def go_on(task: Batches, request: SimpleRequest, value: Any) -> None:
+    """Calls what is linked to a call that succeeded, then the next step of its chain."""
+    if request.embed and (request.embed.get("callbacks") or request.embed.get("chain")):
+        with _current(task, request.context):
+            _go_on(task, request.context, value)
+
+
 def tell_success(task: Batches, request: SimpleRequest, value: Any, *, store: bool) -> bool:
-    """Calls links, goes on with the chain, and stores the result.
+    """Stores a result, and counts it as a part of its chord.
 
     Args:
         task: The batch task.
@@ -40,14 +49,28 @@ def tell_success(task: Batches, request: SimpleRequest, value: Any, *, store: bo
         Whether a state was stored that a second run could find.
     """
     store = store and not ignored(task, request)
-    if not store and not request.embed:
-        return False
-    context = request.context
-    with _current(task, context):
-        if context.callbacks or context.chain:
-            _go_on(task, context, value)
-        task.backend.mark_as_done(request.id, value, context, store)
+    if store or request.embed:
+        with _current(task, request.context):
+            task.backend.mark_as_done(request.id, value, request.context, store)
     return store
+
+
+def tell_revoked(task: Batches, request: SimpleRequest) -> None:
+    """Tells that a call expired before it could run, as Celery's workers do."""
+    store = not ignored(task, request) or task.store_errors_even_if_ignored
+    with _current(task, request.context):
+        task.backend.mark_as_revoked(
+            request.id, "expired", request=request.context, store_result=store
+        )
+    signals.task_revoked.send(
+        sender=task, request=request.context, terminated=False, signum=None, expired=True
+    )
+
+
+def is_transient(task: Batches, exc: Exception) -> bool:
+    """Whether telling failed because the result backend or the broker could not be reached."""
+    errors = (OSError, OperationalError, *getattr(task.backend, "connection_errors", ()))
+    return isinstance(exc, errors)
 
 
 def tell_failure(task: Batches, request: SimpleRequest, exc: Exception) -> bool:
@@ -68,16 +91,22 @@ def tell_failure(task: Batches, request: SimpleRequest, exc: Exception) -> bool:
     return bool(store)
 
 
-def tell_retry(task: Batches, request: SimpleRequest, reason: Retry) -> None:
-    """Stores that the call will be retried, and why."""
-    if not ignored(task, request):
-        cause = reason.exc if isinstance(reason.exc, Exception) else reason
-        task.backend.mark_as_retry(
-            request.id,
-            get_pickleable_exception(cause),
-            traceback_of(cause),
-            request=request.context,
-        )
+def tell_retry(task: Batches, request: SimpleRequest, reason: Retry) -> bool:
+    """Stores that the call will be retried, and why.
+
+    Returns:
+        Whether a state was stored.
+    """
+    if ignored(task, request):
+        return False
+    cause = reason.exc if isinstance(reason.exc, Exception) else reason
+    task.backend.mark_as_retry(
+        request.id,
+        get_pickleable_exception(cause),
+        traceback_of(cause),
+        request=request.context,
+    )
+    return True
 
 
 def tell_started(task: Batches, request: SimpleRequest) -> None:
@@ -89,10 +118,20 @@ def tell_started(task: Batches, request: SimpleRequest) -> None:
 
 
 def is_settled(task: Batches, request: SimpleRequest) -> bool:
-    """Whether an earlier run of the call stored its final state."""
-    if ignored(task, request):
+    """Whether an earlier run of the call stored its final state.
+
+    A state that is older than the call is that of another one, which had the same id.
+    """
+    if ignored(task, request) or not task.backend.persistent:
         return False
-    return task.backend.get_state(request.id) in states.READY_STATES
+    meta = task.backend.get_task_meta(request.id, cache=False)
+    if meta.get("status") not in states.READY_STATES:
+        return False
+    told, since = meta.get("date_done"), request.enqueued_at
+    if told is None or since is None:
+        return True
+    told = datetime.fromisoformat(told) if isinstance(told, str) else told
+    return (told if told.tzinfo else told.replace(tzinfo=timezone.utc)) >= since
 
 
 def ignored(task: Batches, request: SimpleRequest) -> bool:

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import Any
 from uuid import uuid4
 
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 from kombu import Exchange, Queue
 
@@ -59,8 +60,12 @@ def ring(
         return
     try:
         with app.producer_or_acquire(producer) as channel:
+            # The call is stored: its caller does not wait long for a broker that is down.
+            channel.connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
             for _ in range(bells.count):
                 _publish(app, channel, task, bells, priority, force)
+    except SoftTimeLimitExceeded:
+        raise
     except Exception as exc:
         logger.warning("cannot ring for %s, the next sweep will: %r", task, exc)
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from logging import getLogger
 from time import sleep
 
-from redis_batches.errors import BatchesError
 from redis_batches.lease import Lease
 
 logger = getLogger(__name__)
@@ -36,7 +35,7 @@ class Heartbeat:
         """Keeps a lease alive until the block ends."""
         with self._lock:
             self._kept[lease.token] = lease
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._loop, name="redis_batches-heartbeat", daemon=True
                 )
@@ -50,14 +49,15 @@ class Heartbeat:
     def tick(self) -> float:
         """Extends every lease once; returns seconds until the next tick is wanted."""
         with self._lock:
-            kept = [lease for lease in self._kept.values() if not lease.lost]
+            kept = [lease for lease in self._kept.values() if not lease.lost and not lease.overdue]
         again = self.interval
         for lease in kept:
             try:
-                if not lease.extend():
-                    logger.error("the lease on batch %s was lost while it ran", lease.token)
-            except BatchesError as exc:
-                logger.warning("could not extend the lease on batch %s: %s", lease.token, exc)
+                if not lease.extend() and lease.token in self._kept:
+                    why = "is overdue" if lease.overdue else "was lost"
+                    logger.error("the lease on batch %s %s while it ran", lease.token, why)
+            except Exception as exc:
+                logger.warning("could not extend the lease on batch %s: %r", lease.token, exc)
                 again = self.interval / 10
         return again
 

@@ -14,7 +14,7 @@ key                     type  content                                         an
 `rb:T:own`              hash  id -> token:nonce of the run that holds it      ack, release, reclaim
 `rb:T:leases`           zset  token -> expiry in ms                           ack, reclaim
 `rb:T:groups`           zset  group -> when it next wants attention, in ms    empty group
-`rb:T:bells`            hash  group -> outstanding:rung_ms:pause_ms           empty group
+`rb:T:bells`            hash  group -> outstanding:rung_ms:pause_ms:feared           empty group
 `rb:T:routes`           hash  group -> where to ring for it, JSON             empty group
 `rb:T:delayed`          zset  group:id -> when a retry is ready, in ms        promote
 `rb:T:eta`              zset  group:id -> wall clock of its eta, in ms        promote

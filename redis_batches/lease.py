@@ -25,6 +25,7 @@ class Lease:
         bells: Doorbells to ring for what the claim left behind.
         requests: The claimed requests, oldest first.
         lost: Whether Redis said that the lease ended.
+        overdue: Whether it will end soon, because the run takes longer than it may.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class Lease:
         self.bells = bells
         self.requests = requests
         self.lost = False
+        self.overdue = False
+        self._given_back: set[str] = set()
 
     def ack(self, ids: Sequence[str] | None = None, *, well: bool = False) -> int:
-        """Forgets finished requests; without ids, ends the batch with all that it still holds.
+        """Forgets finished requests; without ids, ends the batch with all it did not give back.
 
         Args:
             ids: Ids of requests, or None.
@@ -63,16 +66,17 @@ class Lease:
             LeaseLost: Another worker took the batch over; nothing was changed.
         """
         if ids is None:
-            return self._ack((), well)
+            return self._ack(sorted(self._given_back), well, ends=True)
         return sum(self._ack(chunk, well) for chunk in chunked(ids, ACK_CHUNK))
 
-    def _ack(self, ids: Sequence[str], well: bool) -> int:
+    def _ack(self, ids: Sequence[str], well: bool, *, ends: bool = False) -> int:
         reply = self._store.run(
             "ack",
             token=self.token,
             window_ms=DEDUPLICATION_WINDOW_MS,
             window=DEDUPLICATION_CALLS,
             well=int(well),
+            ends=int(ends),
             ids=ids,
         )
         self._check(reply[0])
@@ -88,6 +92,7 @@ class Lease:
             LeaseLost: Another worker took the batch over; nothing was changed.
         """
         rung = []
+        self._given_back.update(outcome.id for outcome in outcomes)
         # The last first: each goes in front of what was given back before.
         for chunk in reversed([*chunked(outcomes, PUSH_CHUNK)]):
             flat: list[Any] = []
@@ -101,18 +106,23 @@ class Lease:
                 flush_every=self._trigger.flush_every,
                 interval_ms=self._trigger.interval_ms,
                 max_dead=self._store.settings.max_dead,
+                size=len(self.requests),
                 outcomes=flat,
             )
             self._check(reply[0])
             rung.append(Bells(self.group, self.bells.route, reply[2], 0))
         return rung
 
+    def leave(self, task_id: str) -> None:
+        """Notes that a call of the same id took a request over: the end of the batch leaves it."""
+        self._given_back.add(task_id)
+
     def extend(self) -> bool:
-        """Keeps the lease; returns False, and sets `lost`, if it cannot be kept."""
+        """Keeps the lease; returns False, and sets `lost` or `overdue`, if it cannot be kept."""
         lease_ms = round(self._store.settings.lease * 1000)
         reply = self._store.run("extend", token=self.token, lease_ms=lease_ms)
-        self.lost = reply[0] != "extended"
-        return not self.lost
+        self.lost, self.overdue = reply[0] == "lost", reply[0] == "overdue"
+        return bool(reply[0] == "extended")
 
     def _check(self, word: str) -> None:
         if word == "fenced":

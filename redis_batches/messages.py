@@ -24,8 +24,14 @@ _NO_EMBED: dict[str, Any] = {"callbacks": None, "errbacks": None, "chain": None,
 _REPRS = ("argsrepr", "kwargsrepr")
 
 
-def defaults(task: str, task_id: str) -> dict[str, Any]:
-    """Returns the headers of a plain call, but for the two reprs."""
+def defaults(task: str, task_id: str, ignore_result: bool) -> dict[str, Any]:
+    """Returns the headers of a plain call, but for the two reprs.
+
+    Args:
+        task: Name of the task.
+        task_id: The id.
+        ignore_result: The task's own option.
+    """
     return {
         "lang": "py",
         "task": task,
@@ -40,7 +46,7 @@ def defaults(task: str, task_id: str) -> dict[str, Any]:
         "root_id": task_id,
         "parent_id": None,
         "origin": "",
-        "ignore_result": False,
+        "ignore_result": ignore_result,
         "replaced_task_nesting": 0,
         "stamped_headers": None,
         "stamps": {},
@@ -52,6 +58,7 @@ def pack(
     headers: Mapping[str, Any],
     body: tuple[Any, Any, Any],
     *,
+    ignore_result: bool,
     keep_reprs: bool,
     reply_to: str | None,
     priority: int | None,
@@ -62,11 +69,12 @@ def pack(
         task: Name of the task.
         headers: As of protocol 2.
         body: (args, kwargs, embed).
+        ignore_result: The task's own option.
         keep_reprs: Whether the caller chose `argsrepr` or `kwargsrepr`.
         reply_to: The message's property, if somebody listens there.
         priority: The message's property.
     """
-    derived = defaults(task, headers["id"])
+    derived = defaults(task, headers["id"], ignore_result)
     keep_reprs = keep_reprs or not isinstance(body[0], tuple)
     kept = {
         name: value
@@ -81,13 +89,19 @@ def pack(
 
 
 def unpack(
-    task: str, task_id: str, envelope: Envelope, *, hostname: str, route: Mapping[str, Any]
+    task: str,
+    task_id: str,
+    envelope: Envelope,
+    *,
+    ignore_result: bool,
+    hostname: str,
+    route: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns what Celery calls a request dict: headers, properties and arguments of a call."""
     args, kwargs, _ = envelope.body
     kept = dict(envelope.headers)
     reply_to, priority = kept.pop(REPLY_TO, None), kept.pop(PRIORITY, None)
-    headers = {**defaults(task, task_id), **kept}
+    headers = {**defaults(task, task_id, ignore_result), **kept}
     if "argsrepr" not in headers:
         headers["argsrepr"] = saferepr(tuple(args), AMQP.argsrepr_maxsize)
         headers["kwargsrepr"] = saferepr(kwargs, AMQP.kwargsrepr_maxsize)

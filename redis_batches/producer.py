@@ -100,6 +100,7 @@ class Hop:
             self._task.name,
             headers,
             body,
+            ignore_result=bool(self._task.ignore_result),
             keep_reprs=self._keep_reprs,
             reply_to=reply_to if self._listens(reply_to) else None,
             priority=priority,

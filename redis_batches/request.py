@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery.app.task import Context
+from celery.utils.time import maybe_make_aware
 
 from redis_batches import messages
 from redis_batches.codec import Envelope
@@ -66,7 +67,7 @@ class SimpleRequest:
         self.ignore_result = ignore_result
         self.reply_to = reply_to
         self.correlation_id = correlation_id
-        self._derive: tuple[str, Envelope, Mapping[str, Any]] | None = None
+        self._derive: tuple[str, Envelope, Mapping[str, Any], bool] | None = None
         if request_dict is not None:
             self.request_dict = request_dict
 
@@ -75,8 +76,15 @@ class SimpleRequest:
         """All headers of the call, with its arguments and properties, as Celery has them."""
         if self._derive is None:
             return {"id": self.id, "args": self.args, "kwargs": self.kwargs}
-        task, envelope, route = self._derive
-        found = messages.unpack(task, self.id, envelope, hostname=self.hostname or "", route=route)
+        task, envelope, route, ignore_result = self._derive
+        found = messages.unpack(
+            task,
+            self.id,
+            envelope,
+            ignore_result=ignore_result,
+            hostname=self.hostname or "",
+            route=route,
+        )
         found["retries"] += self.attempts.tries
         return found
 
@@ -89,6 +97,13 @@ class SimpleRequest:
     def retries(self) -> int:
         """How often the call was retried before."""
         return int(self.request_dict.get("retries") or 0)
+
+    def is_expired(self) -> bool:
+        """Whether the call's `expires` has passed."""
+        if self._derive is None or not (text := self._derive[1].headers.get("expires")):
+            return False
+        moment = maybe_make_aware(datetime.fromisoformat(text), timezone.utc)
+        return moment < datetime.now(timezone.utc)
 
     attempts = Attempts()
 
@@ -122,7 +137,7 @@ class SimpleRequest:
         request.attempts = claimed.attempts
         request.attempt = claimed.attempts.number
         request.enqueued_at = datetime.fromtimestamp(claimed.since_ms / 1000, timezone.utc)
-        request._derive = (task, envelope, route)
+        request._derive = (task, envelope, route, ignore_result)
         return request
 
     def succeed(self, value: Any = None) -> None:

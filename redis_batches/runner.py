@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
@@ -21,6 +22,7 @@ from redis_batches.lease import Lease
 from redis_batches.model import Claimed, Idle
 from redis_batches.request import SimpleRequest
 from redis_batches.runtime import runtime_of
+from redis_batches.store import Store
 
 if TYPE_CHECKING:
     from redis_batches.task import Batches
@@ -40,12 +42,13 @@ class Runner:
 
     Args:
         task: The batch task; while it answers a doorbell, `task.request` is the doorbell's.
+        store: The task's store, or None for this process's own.
     """
 
-    def __init__(self, task: Batches) -> None:
+    def __init__(self, task: Batches, store: Store | None = None) -> None:
         self._task = task
         self._runtime = runtime_of(task.app)
-        self._store = self._runtime.store(task.name)
+        self._store = store or self._runtime.store(task.name)
 
     def answer(self, marker: dict[str, Any]) -> Any:
         """Claims a batch for a doorbell, runs it and settles it; returns what the function did.
@@ -69,6 +72,8 @@ class Runner:
         if isinstance(lease, Idle):
             raise Ignore(f"nothing to run: {lease.reason}")
         ring(task.app, task.name, lease.bells)
+        if marker.get("force") and self._store.waiting(lease.group):
+            ring(task.app, task.name, replace(lease.bells, count=1), force=True)
         with self._runtime.heartbeat.keep(lease):
             return self._run(lease)
 
@@ -108,10 +113,15 @@ class Runner:
         return outcome
 
     def fail(self, group: str, token: str, exc: Exception) -> None:
-        """Fails what a run that Celery ended has not decided, as Celery fails a single task."""
+        """Fails what a run that Celery ended has not decided, as Celery fails a single task.
+
+        It is called in the event loop of a worker's main process, so it does not wait.
+        """
         lease = self._store.claim(group, self._task.trigger, token=token)
         if isinstance(lease, Lease):
-            batch, _ = self._open(lease)
+            batch, hopeless = self._open(lease)
+            batch.patience = 0
+            self._sift(batch, hopeless, ran=True)
             for request in batch.undecided:
                 batch.fail(request, exc)
             self._settle(batch)
@@ -119,13 +129,9 @@ class Runner:
     def _run(self, lease: Lease) -> Any:
         watch(self._task.backend)
         batch, hopeless = self._open(lease)
-        for request, exc in hopeless:
-            batch.give_up(request, exc)
-        if not batch.requests:
-            self._settle(batch)
-            raise Ignore("no request of the batch is to be run")
         setattr(self._task.request, RUNNING, batch)
         try:
+            self._sift(batch, hopeless)
             returned, raised = self._call(batch)
             self._settle(batch, well=raised is None)
         except Exception:
@@ -141,6 +147,8 @@ class Runner:
 
     def _call(self, batch: Batch) -> tuple[Any, Exception | None]:
         """Runs the function and tells every outcome; returns what Celery shall see of it."""
+        if not batch.requests:
+            return None, Ignore("no request of the batch is to be run")
         try:
             returned = self._call_function(batch)
             results = batch.results_of(returned) if self._task.returns_results else {}
@@ -160,7 +168,13 @@ class Runner:
 
     def _end(self, batch: Batch, exc: Exception) -> Exception:
         """Settles what is undecided when the function raised; returns what Celery shall see."""
-        if isinstance(exc, (Retry, Ignore)) or batch.lost:
+        if batch.lost:
+            return exc
+        if isinstance(exc, Ignore):
+            batch.abandon()
+            return exc
+        if isinstance(exc, Retry):
+            batch.retry_undecided(exc)
             return exc
         if isinstance(exc, Reject):
             batch.reject(exc)
@@ -173,7 +187,12 @@ class Runner:
             ring(self._task.app, self._task.name, bells)
 
     def _put_back(self, batch: Batch, delay_ms: int) -> None:
-        """Lets another worker run what this one cannot finish."""
+        """Lets another worker run what this one cannot finish.
+
+        Not if it must not run twice (`acks_late=False`): then its lease ends, and it fails.
+        """
+        if not self._task.acks_late:
+            return
         for request in batch.undecided:
             batch.put_back(request, delay_ms)
         try:
@@ -182,10 +201,7 @@ class Runner:
             logger.warning("cannot put batch %s back, its lease will end: %s", batch.token, exc)
 
     def _open(self, lease: Lease) -> tuple[Batch, list[tuple[SimpleRequest, Exception]]]:
-        """Returns the batch to run, and the requests that cannot run with the reason.
-
-        A request that an earlier run settled is in neither: it goes when the batch ends.
-        """
+        """Returns the batch, and those of its requests that cannot run with the reason."""
         task = self._task
         route = json.loads(lease.bells.route or "{}")
         accept = prepare_accept_content(task.app.conf.accept_content)
@@ -204,10 +220,35 @@ class Runner:
             )
             if exc is not None:
                 hopeless.append((request, exc))
-            elif request.attempt == 1 or not completion.is_settled(task, request):
-                completion.tell_started(task, request)
+            else:
                 good.append(request)
-        return Batch(task, good, lease), hopeless
+        batch = Batch(task, good, lease)
+        for request, _ in hopeless:
+            batch.hold(request)
+        return batch, hopeless
+
+    def _sift(
+        self, batch: Batch, hopeless: list[tuple[SimpleRequest, Exception]], *, ran: bool = False
+    ) -> None:
+        """Takes out what an earlier run settled, gives up what cannot run, tells that others do.
+
+        Args:
+            batch: The batch.
+            hopeless: What cannot run, with the reason.
+            ran: Whether this very run may have settled requests before it died.
+        """
+        task = self._task
+        seen_before = [request for request in batch.requests if ran or request.attempt > 1]
+        batch.leave_out([r for r in seen_before if completion.is_settled(task, r)])
+        for request, exc in hopeless:
+            batch.give_up(request, exc)
+        if not ran:
+            expired = [request for request in batch.requests if request.is_expired()]
+            for request in expired:
+                completion.tell_revoked(task, request)
+            batch.leave_out(expired)
+            for request in batch.requests:
+                completion.tell_started(task, request)
 
 
 def _decode(claimed: Claimed, accept: Any) -> tuple[Envelope, Exception | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from logging import getLogger
 
 from redis_batches.config import MIN_INTERVAL_MS
@@ -15,8 +16,10 @@ logger = getLogger(__name__)
 
 #: Sweeps of one task in one tick, so that a backlog of due groups drains, and still ends.
 MAX_ROUNDS = 20
-#: A leader leads for this many of its intervals after its last sweep.
-FRESHNESS = 3
+#: A leader leads for this many of its paces after its last sweep.
+FRESHNESS = 1.5
+#: Seconds between two looks of one that stands by, at most.
+STANDBY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +73,20 @@ class Sweeper:
             swept = served.store.sweep(
                 served.trigger.interval_ms,
                 sweeper=self._name,
-                fresh_ms=round(self._interval * FRESHNESS * 1000),
+                fresh_ms=round(pace * FRESHNESS * 1000),
                 greet=greet,
             )
+            greet = False
             if swept is None:
-                return self._interval
+                return min(self._interval, STANDBY)
             self._serve(served, swept)
             wait_ms = swept.wait_ms
             if max(len(swept.bells), len(swept.expired), len(swept.ready)) < SWEEP_LIMIT:
                 break
-        return pace if wait_ms is None else min(pace, (wait_ms + 1) / 1000)
+        if wait_ms is None:
+            return pace
+        # What is overdue even now could not be served, or is too much for one tick.
+        return min(pace, (wait_ms + 1 if wait_ms else MIN_INTERVAL_MS) / 1000)
 
     def _pace(self, trigger: Trigger) -> float:
         """What a tick does not see is armed later, and due a flush interval after that."""
@@ -93,6 +100,13 @@ class Sweeper:
             self._ring(store.task, bells)
         for token, group in swept.expired:
             logger.warning("the worker of batch %s of %s died: it runs again", token, store.task)
-            self._ring(store.task, store.reclaim(token, group, trigger))
+            self._try(store.task, partial(store.reclaim, token, group, trigger))
         for group, ids in swept.ready:
-            self._ring(store.task, store.promote(group, ids, trigger))
+            self._try(store.task, partial(store.promote, group, ids, trigger))
+
+    def _try(self, task: str, serve: Callable[[], Bells]) -> None:
+        """Serves one item: one that cannot be served keeps none of the others waiting."""
+        try:
+            self._ring(task, serve())
+        except BatchesError as exc:
+            logger.warning("cannot serve a part of %s: %s", task, exc)

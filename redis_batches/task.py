@@ -15,12 +15,16 @@ from redis_batches.backends import watch_app
 from redis_batches.batch import Batch, running
 from redis_batches.config import check_function, check_name, make_trigger
 from redis_batches.doorbell import MARKER, ring
+from redis_batches.errors import OptionError
 from redis_batches.inspector import Inspector
 from redis_batches.model import Bells, Group, Trigger, Verb
 from redis_batches.producer import Hop, SentEvents, destination
 from redis_batches.request import SimpleRequest
 from redis_batches.runner import RUNNING, Runner
 from redis_batches.runtime import Runtime, runtime_of
+
+#: Doorbells that `flush` rings for one group.
+MAX_FORCED = 16
 
 
 class Batches(Task):  # type: ignore[type-arg]
@@ -38,10 +42,13 @@ class Batches(Task):  # type: ignore[type-arg]
     abstract = True
     typing = False
     acks_late = True
+    Request = "redis_batches.worker:DoorbellRequest"
     flush_every: int = 10
     flush_interval: float = 30
     #: Whether the returned list or dict holds the requests' results.
     returns_results: bool = False
+    #: Tells batch tasks of this package from others that have `flush_every`.
+    waits_in_redis = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuses options that are not allowed as soon as a task's class exists."""
@@ -83,9 +90,14 @@ class Batches(Task):  # type: ignore[type-arg]
             InvalidTaskId: `task_id` has characters that it may not have.
             DuplicateTaskId: A call with this `task_id` waits or runs.
             BacklogFull: Too many requests wait.
+            OptionError: A time limit was given, which holds for a batch, not for a call.
             StoreError: Redis could not be reached; it is a `kombu` `OperationalError`.
         """
         app: Any = self.app
+        for name in ("time_limit", "soft_time_limit"):
+            if options.get(name) not in (None, getattr(self, name)):
+                allowed = "set on the task: one limit holds for all calls of a batch"
+                raise OptionError(name, options[name], allowed)
         if not app.conf.task_always_eager:
             connection = options.pop("connection", None)
             if connection is not None:
@@ -109,7 +121,9 @@ class Batches(Task):  # type: ignore[type-arg]
         for group, route in store.groups().items():
             waiting = store.waiting(group)
             batches = -(-waiting // self.trigger.flush_every)
-            ring(self.app, self.name, Bells(group, route, batches, 0), force=True)
+            # Each rings for the next, so that a long backlog does not fill the broker.
+            some = Bells(group, route, min(batches, MAX_FORCED), 0)
+            ring(self.app, self.name, some, force=True)
             asked += batches
         return asked
 
@@ -150,6 +164,9 @@ class Batches(Task):  # type: ignore[type-arg]
         """
         batch: Batch | None = getattr(self.request, RUNNING, None)
         if batch is None:
+            if exc is not None and self.request.get(MARKER) is not None:
+                # Celery's autoretry, of a doorbell that claimed nothing: it is nobody's call.
+                raise exc
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         if args is not None or kwargs is not None or options:
             raise TypeError(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery import Task, bootsteps
-from celery.exceptions import TimeLimitExceeded
+from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_task_logger
+from celery.worker.request import Request
 
 from redis_batches.doorbell import ERRBACK, MARKER, is_token_of, ring
 from redis_batches.errors import BatchesError, StoreError
@@ -39,7 +40,6 @@ class SweepTask(Task):  # type: ignore[type-arg]
 
     name = SWEEP
     ignore_result = True
-    expires = MAX_PERIOD
 
     def run(self) -> None:
         """Sweeps."""
@@ -59,8 +59,18 @@ class SweepTask(Task):  # type: ignore[type-arg]
             logger.warning("no sweep can be sent: %s", exc)
             return None
         options.setdefault("queue", _sweep_queue(self.app))
-        options.setdefault("expires", self.expires)
         return super().apply_async(*args, **options)
+
+
+class DoorbellRequest(Request):
+    """A doorbell in the main process, which sees it when its child dies."""
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
+        """Takes the batch back, too, where Celery calls no errback: `reject_on_worker_lost`."""
+        super().on_failure(exc_info, *args, **kwargs)
+        if isinstance(exc_info.exception, WorkerLostError):
+            this: Any = self
+            take_back(this.app, this._context, exc_info.exception)
 
 
 class SweeperStep(bootsteps.StartStopStep):
@@ -120,6 +130,23 @@ def install(app: Any, task: type[Batches]) -> None:
     app.add_periodic_task(period, app.signature(SWEEP), name=SWEEP)
 
 
+def take_back(app: Any, request: Any, exc: Any) -> None:
+    """Deals with the batch of a doorbell whose run ended badly, if it has not settled it itself."""
+    task, marker = app.tasks.get(request.task), request.get(MARKER)
+    if task is None or marker is None:
+        return
+    store = runtime_of(app).sweeping_store(task.name)
+    token = store.find_token(request.id)
+    if token is None or not is_token_of(token, request.hostname):
+        return
+    logger.warning("the run of batch %s of %s ended with %r", token, task.name, exc)
+    if isinstance(exc, TimeLimitExceeded):
+        Runner(task, store).fail(marker["group"], token, exc)
+    else:
+        bells = store.reclaim(token, marker["group"], task.trigger, seen_dead=True)
+        ring(app, task.name, bells)
+
+
 def errback(app: Any) -> Any:
     """Returns the function that Celery calls inline when it saw the run of a doorbell end badly.
 
@@ -128,19 +155,7 @@ def errback(app: Any) -> Any:
     """
 
     def on_batch_lost(request: Any, exc: Any, traceback: Any) -> None:
-        task, marker = app.tasks.get(request.task), request.get(MARKER)
-        if task is None or marker is None:
-            return
-        store = runtime_of(app).store(task.name)
-        token = store.find_token(request.id)
-        if token is None or not is_token_of(token, request.hostname):
-            return
-        logger.warning("the run of batch %s of %s ended with %r", token, task.name, exc)
-        if isinstance(exc, TimeLimitExceeded):
-            Runner(task).fail(marker["group"], token, exc)
-        else:
-            bells = store.reclaim(token, marker["group"], task.trigger, seen_dead=True)
-            ring(app, task.name, bells)
+        take_back(app, request, exc)
 
     return on_batch_lost
 
@@ -156,7 +171,7 @@ def ringer(app: Any) -> Any:
 
 def batch_tasks(app: Any) -> list[Batches]:
     """Returns the batch tasks of an app, in the order in which they were made."""
-    return [task for task in app.tasks.values() if hasattr(task, "flush_every")]
+    return [task for task in app.tasks.values() if getattr(task, "waits_in_redis", False)]
 
 
 def registered_tasks(app: Any) -> list[Served]:
@@ -182,6 +197,7 @@ def _greet(app: Any) -> None:
     runtime = runtime_of(app)
     try:
         check_server(runtime.client)
+        runtime.registry.open()
         for task in batch_tasks(app):
             trigger = task.trigger
             runtime.registry.write(

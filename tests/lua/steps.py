@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from redis_batches.lease import Lease
@@ -20,6 +21,11 @@ WINDOW_MS = 120_000
 #: As in `lua/prelude.lua`.
 MIN_PAUSE_MS, MAX_PAUSE_MS = 1000, 600_000
 SECOND, HOUR = 1000, 3_600_000
+
+
+def limit(store: Store, **settings: Any) -> None:
+    """Changes settings of a store."""
+    store.settings = replace(store.settings, **settings)
 
 
 def call(task_id: str, nonce: str = "", eta_ms: int | None = None, body: bytes = b"{}") -> Outgoing:
@@ -100,7 +106,8 @@ def bury(store: Store, *ids: str) -> None:
 
 def read(store: Store) -> State:
     """Returns all that Redis holds."""
-    return State.read(store.client, store.keys, [GROUP.id, OTHER.id])
+    groups = {GROUP.id, OTHER.id, *store.groups()}
+    return State.read(store.client, store.keys, sorted(groups))
 
 
 def waiting(store: Store, group: Group = GROUP) -> list[str]:

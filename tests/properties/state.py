@@ -12,10 +12,10 @@ from redis_batches.keys import Keys
 FRESH = "-"
 
 
-def ensure(condition: object, message: str) -> None:
-    """Raises AssertionError, also where assertions are switched off."""
+def ensure(condition: object, message: object, *about: object) -> None:
+    """Raises AssertionError with a message and what it is about, unless a condition holds."""
     if not condition:
-        raise AssertionError(message)
+        raise AssertionError(": ".join(map(str, (message, *about))))
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class State:
 
     def bell(self, group: str) -> tuple[int, int, int]:
         """Returns the doorbells that are out, when the last one was rung, and the pause, in ms."""
-        out, rung_ms, pause_ms = self.bells.get(group, "0:0:1000").split(":")
+        out, rung_ms, pause_ms, _ = self.bells.get(group, "0:0:1000:0").split(":")
         return int(out), int(rung_ms), int(pause_ms)
 
     def places(self, task_id: str) -> list[str]:
@@ -142,10 +142,10 @@ class State:
         self._check_owners()
         self._check_attention()
         self._check_order()
-        pushed, gone = int(self.stats.get("pushed", 0)), 0
-        for counter in ("acked", "dropped"):
-            gone += int(self.stats.get(counter, 0))
-        ensure(pushed - gone == len(self.items), "the ledger does not add up")
+        pushed, acked, dropped = (
+            int(self.stats.get(name, 0)) for name in ("pushed", "acked", "dropped")
+        )
+        ensure(pushed - acked - dropped == len(self.items), "the ledger does not add up")
 
     def _check_one_place(self) -> None:
         """Every request is in exactly one place: pending, owned, delayed or dead."""
@@ -153,33 +153,35 @@ class State:
         for group, entries in self.pending.items():
             for entry in entries:
                 item = self.items.get(entry.id)
-                ensure(item is None or item.group == group, f"{entry.id} waits in a wrong group")
+                ensure(item is None or item.group == group, "waits in a wrong group", entry)
                 places[entry.id] += 1
         for members in (self.delayed, self.eta, self.dead):
             for member in members:
                 group, _, task_id = member.partition(":")
                 item = self.items.get(task_id)
-                ensure(item and item.group == group, f"{member} names no request")
+                ensure(item and item.group == group, "names no request", member)
                 places[task_id] += 1
-        for task_id in self.items:
-            ensure(places[task_id] == 1, f"{task_id} is in {self.places(task_id)}")
+        lost = self.items.keys() - places.keys()
+        ensure(not lost, "in no place", lost)
         ensure(places.keys() == self.items.keys(), "an index names a request that is gone")
+        twice = {task_id for task_id, count in places.items() if count > 1}
+        ensure(not twice, "in two places", twice)
         ensure(self.attempts.keys() <= self.items.keys(), "attempts of a request that is gone")
         ensure(self.errors.keys() <= self.items.keys(), "an error of a request that is gone")
 
     def _check_owners(self) -> None:
-        """What is owned is in a live batch, and no request is in two live batches."""
+        """What is owned is in one live batch."""
         tokens = {name for name in self.claims if not name.startswith("bell:")}
         ensure(tokens == self.leases.keys(), "claims and leases name different runs")
         for task_id, value in self.own.items():
             token = value.partition(":")[0]
             ids = [entry.id for entry in self.batches.get(token, ())]
-            ensure(ids.count(task_id) == 1, f"{task_id} is owned by {token}, but not in its batch")
+            ensure(ids.count(task_id) == 1, "owned, but not in the batch", task_id, token)
         for name, token in self.claims.items():
-            ensure(name in tokens or token in tokens, f"{name} names no run")
+            ensure(name in tokens or token in tokens, "a doorbell names no run", name)
 
     def _check_attention(self) -> None:
-        """A sweep finds every group that waits, knows where to ring for it, and no others."""
+        """A sweep finds every group that waits, and no others, and knows where to ring for it."""
         waiting = {group for group, entries in self.pending.items() if entries}
         later = {member.partition(":")[0] for member in (*self.delayed, *self.eta)}
         ensure(self.groups.keys() == waiting, "the groups to sweep are not those that wait")
@@ -187,7 +189,7 @@ class State:
         ensure(waiting | later <= self.routes.keys(), "nobody knows where to ring for a group")
 
     def _check_order(self) -> None:
-        """What was given back goes first, by age; the others stay in the order of their calls."""
+        """What was given back goes before what was not, by age."""
         for entries in self.pending.values():
             given_back = [entry for entry in entries if entry.split != FRESH]
             ensure(entries[: len(given_back)] == given_back, "what was given back waits behind")

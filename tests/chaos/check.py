@@ -1,0 +1,201 @@
+"""The total-queue check: what became of every attempted call.
+
+What is lost, unexpected or duplicated is told as Jepsen's total-queue checker tells it, from what
+the callers and the executions wrote down, not from what the queue says of itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from tests.chaos.faults import Blow
+from tests.chaos.ledger import Call, Run
+from tests.chaos.tasks import FLUSH_EVERY, INTERVALS, LEASE, SWEEP_INTERVAL
+
+#: Seconds that a worker takes to start, and a server to come back.
+RESTART = 5.0
+#: Ids that a report names of each kind.
+EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known when nothing runs any more.
+
+    Attributes:
+        calls: Every attempted call, by its id.
+        runs: Every execution of a batch, the first one first.
+        blows: Every fault.
+        stats: What `Store.stats` says of each task, by its short name.
+        answers: State and result of accepted calls whose task stores results.
+        strays: Keys of the store that nobody needs any more, with what they hold.
+        memory: Bytes that the store uses.
+        keys: How many keys it has.
+        drained: Seconds from the last fault until nothing was left to run, or None.
+        surprises: What happened to processes by itself.
+    """
+
+    calls: Mapping[str, Call]
+    runs: Sequence[Run]
+    blows: Sequence[Blow]
+    stats: Mapping[str, Mapping[str, int]]
+    answers: Mapping[str, tuple[str, Any]]
+    strays: Mapping[str, str]
+    memory: int
+    keys: int
+    drained: float | None
+    surprises: Sequence[str] = ()
+
+
+@dataclass
+class Report:
+    """The figures of a run.
+
+    Attributes:
+        figures: By their names.
+        violations: What must not happen, by its name: examples of it, none if it did not.
+        faults: How often each fault happened.
+        errors: How often producers got each error.
+        surprises: What happened to processes by itself.
+    """
+
+    figures: dict[str, float | int | None] = field(default_factory=dict)
+    violations: dict[str, list[str]] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, int] = field(default_factory=dict)
+    surprises: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing happened that must not happen."""
+        return not any(self.violations.values())
+
+
+def check(evidence: Evidence) -> Report:
+    """Returns the figures and the violations of a run."""
+    calls, runs = evidence.calls, evidence.runs
+    accepted = {key for key, call in calls.items() if call.task_id}
+    executed = {key for run in runs for key in run.calls}
+    known = accepted | (executed & calls.keys())
+    twice = _duplicates(runs)
+    bound = len(evidence.blows) * FLUSH_EVERY
+    report = Report(
+        faults=dict(Counter(blow.kind for blow in evidence.blows)),
+        errors=dict(Counter(_brief(call.error) for call in calls.values() if call.error)),
+        surprises=list(evidence.surprises),
+    )
+    report.violations = {
+        "lost": sorted(accepted - executed),
+        "unexpected": sorted(executed - calls.keys()),
+        "oversize": [run.token for run in runs if _is_oversize(run)],
+        "settled twice or never": _miscounted(evidence, known),
+        "hung callers": [key for key, (state, _) in evidence.answers.items() if not _ready(state)],
+        "wrong results": list(_wrong(evidence)),
+        "too many duplicates": sorted(twice) if twice.total() > bound else [],
+        "stray keys": [f"{key}: {value}" for key, value in evidence.strays.items()],
+        "not drained": [] if evidence.drained is not None else ["requests still wait or run"],
+    }
+    recoveries = _recoveries(evidence)
+    waits = [max(run.waited) for run in runs if run.attempts[0] == 1]
+    report.figures = {
+        "attempted": len(calls),
+        "accepted": len(accepted),
+        "unknown": len(calls) - len(accepted),
+        "unknown, but executed": len(executed & calls.keys() - accepted),
+        "executed": len(executed),
+        "batches": len(runs),
+        "batches that died": sum(not run.ended for run in runs),
+        "failed by time limit": sum(state == "FAILURE" for state, _ in evidence.answers.values()),
+        "dead letters": sum(stats["dead"] for stats in evidence.stats.values()),
+        "duplicates": twice.total(),
+        "duplicates allowed": bound,
+        "late batches": sum(_is_late(run) for run in runs),
+        "longest wait (s)": round(max(waits, default=0), 2),
+        "recoveries": len(recoveries),
+        "recovery p50 (s)": round(median(recoveries), 2) if recoveries else None,
+        "recovery max (s)": round(max(recoveries), 2) if recoveries else None,
+        "drained after (s)": evidence.drained,
+        "keys at the end": evidence.keys,
+        "memory at the end (B)": evidence.memory,
+    }
+    return report
+
+
+def _is_oversize(run: Run) -> bool:
+    """Whether a batch is larger than it may be, or holds a request twice."""
+    return len(run.calls) > FLUSH_EVERY or len(set(run.calls)) < len(run.calls)
+
+
+def _duplicates(runs: Iterable[Run]) -> Counter[str]:
+    """Returns how often each call ran again without being a retry."""
+    tries = Counter(
+        (key, retries) for run in runs for key, retries in zip(run.calls, run.retries, strict=True)
+    )
+    twice: Counter[str] = Counter()
+    for (key, _), count in tries.items():
+        if count > 1:
+            twice[key] += count - 1
+    return twice
+
+
+def _miscounted(evidence: Evidence, known: set[str]) -> list[str]:
+    """Compares the store's own counters with the calls that were stored, task by task.
+
+    More acks than calls: two runs settled one. Fewer: one was never settled, or a call of unknown
+    outcome was stored and never executed.
+    """
+    stored = Counter(evidence.calls[key].task for key in known)
+    wrong = []
+    for task, stats in evidence.stats.items():
+        ended = stats["acked"] + stats["dead"] + stats["dropped"]
+        if not stored[task] == stats["pushed"] == ended:
+            wrong.append(f"{task}: {stored[task]} stored, {dict(stats)}")
+    return wrong
+
+
+def _ready(state: str) -> bool:
+    return state in ("SUCCESS", "FAILURE", "REVOKED")
+
+
+def _wrong(evidence: Evidence) -> Iterable[str]:
+    """Yields the calls whose callers got something else than they should."""
+    for key, (state, result) in evidence.answers.items():
+        call = evidence.calls[key]
+        right = state == "SUCCESS" and result == call.number**2
+        limited = call.task == "limited" and "TimeLimitExceeded" in repr(result)
+        if _ready(state) and not right and not limited:
+            yield f"{call.task} {key}: {state} {result!r}"
+
+
+def _is_late(run: Run) -> bool:
+    """Whether a batch that was not full began much later than its interval says."""
+    allowed = INTERVALS[run.task] + SWEEP_INTERVAL + LEASE + RESTART
+    return run.attempts[0] == 1 and len(run.calls) < FLUSH_EVERY and max(run.waited) > allowed
+
+
+def _recoveries(evidence: Evidence) -> list[float]:
+    """Returns, for each batch that a kill broke off, seconds until the last of it ran again.
+
+    Requests that never ran again had been settled before.
+    """
+    found = []
+    for blow in evidence.blows:
+        for broken in evidence.runs:
+            if broken.pid not in blow.killed or broken.ended or broken.at > blow.at:
+                continue
+            again = [
+                next((run.at for run in evidence.runs if run.at > blow.at and key in run.calls), 0)
+                for key in broken.calls
+            ]
+            if any(again):
+                found.append(max(again) - blow.at)
+    return found
+
+
+def _brief(error: str) -> str:
+    """Returns an error without what differs from one time to the next."""
+    return error.splitlines()[0][:100]

@@ -1,0 +1,110 @@
+"""A task with requests in every place, on which each script has something to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from redis_batches.keys import NamespaceKeys
+from redis_batches.scripts import load_scripts
+from redis_batches.store import Store
+from tests.conftest import Clock
+from tests.lua.steps import (
+    GROUP,
+    HOUR,
+    LEASE_MS,
+    SECOND,
+    bury,
+    call,
+    claim,
+    push,
+    push_and_claim,
+    retry,
+)
+
+#: What the scripts are called with: as much as possible happens at once.
+COMMON = {"group": GROUP.id, "route": GROUP.route, "flush_every": 3, "interval_ms": 0}
+VALUES: dict[str, dict[str, Any]] = {
+    "push": {
+        "max_pending": 1000,
+        "window_ms": 1000,
+        "caller": "held",
+        "requests": ["new", "", "", b"1", "own", "n", "", b"2", "dead", "n", "9" * 13, b"3"],
+    },
+    "claim": {
+        "token": "fresh",
+        "bell": "bell",
+        "rung_ms": 0,
+        "lease_ms": LEASE_MS,
+        "limit_ms": 0,
+        "once": 0,
+        "force": 1,
+        "max_bytes": 1000,
+    },
+    "ack": {"token": "held", "window_ms": 1000, "window": 1, "well": 1, "ends": 1, "ids": []},
+    "release": {
+        "token": "held",
+        "max_dead": 1,
+        "size": 1,
+        "outcomes": ["own", "dead", 0, "x", "own2", "retry", 0, "x", "own3", "retry", 9, "x"],
+    },
+    "extend": {"token": "held", "lease_ms": LEASE_MS},
+    "sweep": {
+        "sweeper": "anne",
+        "fresh_ms": 1000,
+        "interval_ms": 0,
+        "longest_ms": 0,
+        "greet": 1,
+        "limit": 10,
+    },
+    "reclaim": {"token": "held", "window_ms": 1000, "seen_dead": 1},
+    "promote": {"ids": ["delayed", "eta"]},
+    "requeue": {"ids": ["dead"]},
+    "drop": {"ids": ["dead"]},
+    "repair": {"ids": ["own", "lost"]},
+    "knock": {"opened": 0},
+}
+
+
+@dataclass
+class Stage:
+    """An hour after its requests came."""
+
+    store: Store
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        """Brings them to their places."""
+        store, client, now_ms = self.store, self.store.client, self.clock.now_ms
+        push_and_claim(store, "done").ack()
+        bury(store, "dead")
+        lease = push_and_claim(store, "delayed")
+        lease.release(retry("delayed", delay_ms=SECOND))
+        lease.ack()
+        push(store, call("eta", eta_ms=now_ms + SECOND), "own", "own2", "own3")
+        claim(store, token="held", bell="rung")
+        push(store, "lost", "a", "b", "c")
+        client.lpop(store.keys.pending(GROUP.id))
+        client.hset(self.keys("knock").resolve("beat"), "out", "1")
+        self.clock.advance(HOUR)
+
+    def dump(self, but: str = "") -> dict[bytes, bytes]:
+        """Returns the content of every key but one."""
+        client = self.store.client
+        keys = client.keys("rb:{" + self.store.settings.namespace + "*")
+        return {key: client.dump(key) for key in sorted(keys) if key.decode() != but}
+
+    def keys(self, script: str) -> Any:
+        """Returns the keys that a script takes."""
+        shared = script == "knock"
+        return NamespaceKeys(self.store.settings.namespace) if shared else self.store.keys
+
+    def run(self, name: str, client: redis.Redis | None = None) -> list[Any]:
+        """Runs a script with everything that it may have to do."""
+        script = load_scripts()[name]
+        known = {"now_ms": self.clock(), **COMMON, **VALUES[name]}
+        taken = {slot: known[slot] for slot in (*script.args, script.rest) if slot in known}
+        places = {"group": GROUP.id, "token": known.get("token", "")}
+        return script(client or self.store.client, self.keys(name), **{**places, **taken})

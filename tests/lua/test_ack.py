@@ -1,0 +1,230 @@
+"""ack: what is finished goes, and is remembered for a while."""
+
+from __future__ import annotations
+
+import pytest
+
+from redis_batches import lease as lease_module
+from redis_batches.errors import LeaseLost
+from redis_batches.model import Status, Trigger
+from redis_batches.store import Store
+from tests.conftest import Clock
+from tests.lua.steps import (
+    GROUP,
+    LEASE_MS,
+    SECOND,
+    TRIGGER,
+    WINDOW_MS,
+    call,
+    claim,
+    ids_of,
+    place,
+    push,
+    push_and_claim,
+    push_many,
+    put_back,
+    read,
+    retry,
+    waiting,
+)
+
+pytestmark = pytest.mark.usefixtures("sound")
+
+
+@pytest.mark.usefixtures("stray_keys")
+def test_the_end_of_a_batch_forgets_all_of_it(store: Store) -> None:
+    """Without ids; it says how many."""
+    assert push_and_claim(store, *"abc").ack() == 3
+    assert store.stats() == {
+        "waiting": 0,
+        "running": 0,
+        "delayed": 0,
+        "dead": 0,
+        "pushed": 3,
+        "acked": 3,
+        "claimed": 1,
+        "reclaimed": 0,
+        "dropped": 0,
+    }
+
+
+def test_a_part_of_a_batch_is_finished_before_the_rest(store: Store) -> None:
+    """The batch goes on with the rest."""
+    lease = push_and_claim(store, *"abc")
+
+    assert lease.ack(["c", "a"]) == 2
+    assert list(read(store).items) == ["b"]
+    assert lease.extend()
+    assert lease.ack() == 1
+
+
+def test_what_is_finished_does_not_run_again_after_a_crash(store: Store) -> None:
+    """Only the rest of the batch comes back."""
+    lease = push_and_claim(store, *"abc")
+    lease.ack(["b"])
+    store.reclaim(lease.token, GROUP.id, TRIGGER, seen_dead=True)
+
+    assert waiting(store) == ["a", "c"]
+
+
+def test_a_part_that_is_acked_again_changes_nothing(store: Store) -> None:
+    """A reply was lost."""
+    lease = push_and_claim(store, *"abc")
+    lease.ack(["a"])
+    before = read(store)
+
+    assert lease.ack(["a"]) == 0
+    assert read(store) == before
+
+
+def test_a_batch_that_is_acked_again_changes_nothing(store: Store) -> None:
+    """A reply was lost: that is no error, as the batch had ended by itself."""
+    lease = push_and_claim(store, *"abc")
+    lease.ack()
+    before = read(store)
+
+    assert lease.ack() == 0
+    assert not lease.lost
+    assert read(store) == before
+
+
+def test_an_ack_after_another_worker_took_over_changes_nothing(store: Store, clock: Clock) -> None:
+    """The worker slept past its lease: it is told."""
+    lease = push_and_claim(store, *"abc")
+    clock.advance(LEASE_MS)
+    store.reclaim(lease.token, GROUP.id, TRIGGER)
+    claim(store)
+    before = read(store)
+
+    with pytest.raises(LeaseLost, match=r"shop\.click"):
+        lease.ack()
+    with pytest.raises(LeaseLost):
+        lease.ack(["a"])
+    assert lease.lost
+    assert read(store) == before
+
+
+def test_a_worker_that_nobody_missed_may_still_ack(store: Store, clock: Clock) -> None:
+    """It slept past its lease, and woke before any sweep."""
+    lease = push_and_claim(store, *"abc")
+    clock.advance(LEASE_MS + 1)
+
+    assert lease.ack() == 3
+
+
+def test_requests_of_others_are_left_alone(store: Store) -> None:
+    """Whatever ids are named."""
+    push(store, *"abcdef")
+    mine, theirs = claim(store), claim(store)
+
+    assert mine.ack(["a", "d", "nobody"]) == 1
+    assert theirs.ack() == 3
+
+
+def test_what_was_given_back_is_left_alone(store: Store) -> None:
+    """It is not the batch's any more."""
+    lease = push_and_claim(store, *"abc")
+    lease.release(retry("b"))
+
+    assert lease.ack() == 2
+    assert waiting(store) == ["b"]
+
+
+def test_a_request_that_its_batch_called_again_is_left_alone(store: Store) -> None:
+    """Its retry waits."""
+    lease = push_and_claim(store, *"abc")
+    push(store, call("b", "again"), caller=lease.token)
+
+    assert lease.ack(["a", "b"]) == 1
+    assert lease.ack() == 1
+    assert place(store, "b") == "pending"
+
+
+def test_the_record_of_a_request_goes_with_it(store: Store) -> None:
+    """Its attempts and its last error."""
+    push_and_claim(store, "a").release(retry("a", error="ValueError()"))
+    assert {**read(store).attempts, **read(store).errors}
+    claim(store).ack()
+
+    assert not {**read(store).attempts, **read(store).errors}
+
+
+def test_a_batch_of_thousands_is_acked_by_its_ids(store: Store) -> None:
+    """In chunks."""
+    ids = [str(number) for number in range(2100)]
+    for first in range(0, 2100, 500):
+        push(store, *ids[first : first + 500])
+    lease = claim(store, Trigger(10_000, 0))
+
+    assert lease.ack(ids_of(lease)) == 2100
+
+
+@pytest.mark.parametrize("given_back", ["released", "called again"])
+def test_what_a_failover_brought_back_is_left_to_the_lease(
+    store: Store, clock: Clock, given_back: str
+) -> None:
+    """The batch gave it back, and the new server never heard of it: it is not finished."""
+    lease = push_and_claim(store, *"abc")
+    keys = store.client.keys(store.keys.pending("").removesuffix("q:") + "*")
+    replica = {key: store.client.dump(key) for key in keys}
+    if given_back == "released":
+        lease.release(put_back("b"))
+    else:
+        push(store, call("b", "again"), caller=lease.token)
+        lease.leave("b")
+    store.client.delete(*store.client.keys(store.keys.pending("").removesuffix("q:") + "*"))
+    for key, dump in replica.items():
+        store.client.restore(key, 0, dump)
+
+    assert lease.ack() == 2
+    assert place(store, "b") == "owned"
+    clock.advance(LEASE_MS)
+    store.reclaim(lease.token, GROUP.id, TRIGGER)
+    assert waiting(store) == ["b"]
+
+
+def test_a_batch_of_thousands_ends_though_it_gave_back_everything(store: Store) -> None:
+    """It names what it gave back."""
+    large = Trigger(10_000, 0)
+    ids = push_many(store, 9000, large)
+    lease = claim(store, large)
+    lease.release(put_back(*ids))
+
+    assert lease.ack() == 0
+    assert read(store).claims == {}
+
+
+# -- The memory of finished calls
+
+
+def test_finished_calls_are_forgotten_after_the_window(store: Store, clock: Clock) -> None:
+    """Each ack takes away more of them than it adds."""
+    for task_id in "abc":
+        push_and_claim(store, task_id).ack(["a", "b", "c"])
+    clock.advance(WINDOW_MS)
+    push_and_claim(store, *"de").ack(["d", "e"])
+
+    assert set(read(store).done) == {"d", "e"}
+    assert push(store, "a").statuses == (Status.NEW,)
+
+
+def test_only_so_many_finished_calls_are_remembered(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest go first."""
+    monkeypatch.setattr(lease_module, "DEDUPLICATION_CALLS", 3)
+    for task_id in "abcde":
+        push_and_claim(store, task_id).ack([task_id])
+        clock.advance(SECOND)
+
+    assert set(read(store).done) == {"c", "d", "e"}
+
+
+def test_an_ack_of_nothing_forgets_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many calls are remembered."""
+    lease = push_and_claim(store, *"abc")
+    lease.ack(["a", "b"])
+    monkeypatch.setattr(lease_module, "DEDUPLICATION_CALLS", 1)
+    lease.ack(["a"])
+
+    assert set(read(store).done) == {"a", "b"}

@@ -1,0 +1,200 @@
+"""At `maxmemory` nothing new is accepted, and all that was accepted can still be finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from redis_batches.config import Settings
+from redis_batches.embedded import EmbeddedServer
+from redis_batches.errors import OutOfMemory
+from redis_batches.lease import Lease
+from redis_batches.model import Idle, Status
+from redis_batches.store import Store
+from redis_batches.sweeper import Served, Sweeper
+from tests.conftest import Clock
+from tests.lua.steps import (
+    GROUP,
+    INTERVAL_MS,
+    LEASE_MS,
+    SECOND,
+    TRIGGER,
+    call,
+    claim,
+    dead,
+    ids_of,
+    push,
+    put_back,
+    read,
+    retry,
+    try_claim,
+    waiting,
+)
+
+
+@pytest.fixture(scope="module")
+def small_server() -> Iterator[EmbeddedServer]:
+    """A server that evicts nothing."""
+    with EmbeddedServer(config={"maxmemory-policy": "noeviction"}) as started:
+        yield started
+
+
+class Memory:
+    """The memory of a server."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+
+    def is_full(self) -> None:
+        """Lets the server refuse whatever needs more."""
+        self._client.config_set("maxmemory", "1mb")
+
+    def is_free(self) -> None:
+        """Lifts the limit."""
+        self._client.config_set("maxmemory", "0")
+
+
+@pytest.fixture
+def store(small_server: EmbeddedServer, clock: Clock) -> Iterator[Store]:
+    """A task on that server."""
+    with redis.Redis.from_url(small_server.url) as client:
+        client.config_set("maxmemory", "0")
+        client.flushall()
+        yield Store(client, Settings(namespace="small"), "shop.click", clock)
+
+
+@pytest.fixture
+def memory(store: Store) -> Memory:
+    """Its server's memory."""
+    return Memory(store.client)
+
+
+@pytest.fixture
+def lease(store: Store) -> Lease:
+    """A batch of a, b and c; d, e and f wait."""
+    push(store, *"abcdef")
+    return claim(store, bell="bell")
+
+
+def test_a_push_is_refused_whole(store: Store, memory: Memory) -> None:
+    """Its error says what it is, and nothing is stored of it."""
+    push(store, "a")
+    memory.is_full()
+    before = read(store)
+
+    with pytest.raises(OutOfMemory, match="push"):
+        push(store, "b", "c")
+    assert read(store) == before
+
+
+def test_a_call_that_is_stored_already_is_told_so(store: Store, memory: Memory) -> None:
+    """It is not refused: its first reply was lost."""
+    push(store, *"abc")
+    memory.is_full()
+
+    assert set(push(store, *"abc").statuses) == {Status.AGAIN}
+
+
+def test_a_batch_can_be_claimed(store: Store, lease: Lease, memory: Memory) -> None:
+    """Also if the reply was lost."""
+    memory.is_full()
+
+    assert ids_of(claim(store, token="token", bell="other")) == ["d", "e", "f"]
+    assert ids_of(claim(store, token="token", bell="other")) == ["d", "e", "f"]
+
+
+def test_a_claim_in_vain_is_no_error(store: Store, lease: Lease, memory: Memory) -> None:
+    """Whether nothing is due, or nothing waits."""
+    push(store, "g")
+    memory.is_full()
+    claim(store)
+
+    assert try_claim(store, bell="third") == Idle("not_due", INTERVAL_MS)
+    claim(store, force=True)
+    assert try_claim(store, bell="fourth") == Idle("empty")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_batch_can_be_acked(store: Store, lease: Lease, memory: Memory, times: int) -> None:
+    """In parts and to its end, once or twice."""
+    memory.is_full()
+    for _ in range(times):
+        lease.ack(["a"])
+    for _ in range(times):
+        lease.ack()
+
+    assert sorted(read(store).items) == ["d", "e", "f"]
+
+
+def test_a_lease_can_be_extended(store: Store, lease: Lease, memory: Memory, clock: Clock) -> None:
+    """Else every batch would run again."""
+    memory.is_full()
+    clock.advance(SECOND)
+
+    assert lease.extend()
+    assert read(store).leases == {lease.token: clock.now_ms + LEASE_MS}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_requests_can_be_given_back(store: Store, lease: Lease, memory: Memory, times: int) -> None:
+    """In every way, once or twice."""
+    memory.is_full()
+    for _ in range(times):
+        lease.release(
+            [*retry("a", delay_ms=SECOND, error="x"), *put_back("b"), *dead("c", error="x")]
+        )
+
+    state = read(store)
+    assert [state.places(one)[0].split()[0] for one in "abc"] == ["delayed", "pending", "dead"]
+
+
+def test_a_batch_can_be_taken_back(
+    store: Store, lease: Lease, memory: Memory, clock: Clock
+) -> None:
+    """From a worker that died of the same shortage."""
+    clock.advance(LEASE_MS)
+    memory.is_full()
+    for _ in range(2):
+        store.reclaim(lease.token, GROUP.id, TRIGGER)
+
+    assert waiting(store) == list("abcdef")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_was_delayed_can_be_promoted(
+    store: Store, memory: Memory, clock: Clock, times: int
+) -> None:
+    """Once or twice."""
+    push(store, call("a", eta_ms=clock.now_ms + SECOND))
+    clock.advance(SECOND)
+    memory.is_full()
+    for _ in range(times):
+        store.promote(GROUP.id, ["a"], TRIGGER)
+
+    assert waiting(store) == ["a"]
+
+
+def test_a_sweeper_goes_on(store: Store, lease: Lease, memory: Memory, clock: Clock) -> None:
+    """Else nobody would be woken, and the memory would stay full."""
+    push(store, call("g", eta_ms=clock.now_ms + SECOND), "h")
+    clock.advance(LEASE_MS)
+    memory.is_full()
+    rung = []
+    served = [Served(store, TRIGGER)]
+    Sweeper(lambda: served, lambda _, bells: rung.append(bells), 1.0, "anne").tick()
+
+    assert sum(bells.count for bells in rung) > 0
+    assert waiting(store) == [*"abcdef", "h", "g"]
+
+
+def test_the_backlog_drains(store: Store, lease: Lease, memory: Memory) -> None:
+    """Then there is room again."""
+    memory.is_full()
+    lease.ack()
+    claim(store).ack()
+    assert read(store).items == {}
+    memory.is_free()
+
+    assert push(store, "g").statuses == (Status.NEW,)

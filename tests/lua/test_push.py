@@ -1,0 +1,419 @@
+"""push: what is accepted, what it is told, and who is woken for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from redis_batches.model import Outgoing, Status, Trigger
+from redis_batches.store import Store
+from tests.conftest import Clock
+from tests.lua.steps import (
+    GROUP,
+    INTERVAL_MS,
+    MIN_PAUSE_MS,
+    OTHER,
+    SECOND,
+    TRIGGER,
+    WINDOW_MS,
+    attention,
+    bury,
+    call,
+    claim,
+    dead,
+    ids_of,
+    limit,
+    place,
+    push,
+    push_and_claim,
+    push_many,
+    read,
+    retry,
+    waiting,
+)
+
+pytestmark = pytest.mark.usefixtures("sound")
+
+NEW, AGAIN, DONE = Status.NEW, Status.AGAIN, Status.DONE
+DUPLICATE, FULL = Status.DUPLICATE, Status.FULL
+
+
+def status(store: Store, one: str | Outgoing, **options: str) -> Status:
+    """Pushes one call; returns what it is told."""
+    return push(store, one, **options).statuses[0]
+
+
+def test_new_calls_wait_in_their_order(store: Store) -> None:
+    """Each is told that it is new."""
+    pushed = push(store, "c", "a", "b")
+
+    assert pushed.statuses == (NEW, NEW, NEW)
+    assert waiting(store) == ["c", "a", "b"]
+    assert store.stats()["pushed"] == 3
+
+
+# -- Signals
+
+
+def test_a_batch_that_is_not_full_wakes_nobody(store: Store) -> None:
+    """Nobody is woken before the batch is full or the interval is over."""
+    assert push(store, "a", "b").bells.count == 0
+
+
+def test_the_call_that_fills_a_batch_wakes_a_worker(store: Store, clock: Clock) -> None:
+    """The signal says for which group, where, and since when."""
+    push(store, "a", "b")
+    bells = push(store, "c").bells
+
+    assert (bells.count, bells.group, bells.route) == (1, GROUP.id, GROUP.route)
+    assert bells.rung_ms == clock.now_ms
+
+
+def test_every_full_batch_wakes_a_worker(store: Store) -> None:
+    """What is left over does not."""
+    assert push(store, *"abcdefgh").bells.count == 2
+
+
+def test_a_doorbell_that_is_out_is_not_rung_again(store: Store) -> None:
+    """Until there is one batch more."""
+    assert push(store, *"abc").bells.count == 1
+    assert push(store, "d", "e").bells.count == 0
+    assert push(store, "f").bells.count == 1
+
+
+def test_a_backlog_does_not_flood_the_broker(store: Store) -> None:
+    """At most 16 doorbells of a group are out."""
+    assert push(store, *map(str, range(300))).bells.count == 16
+
+
+def test_a_lost_doorbell_is_made_good_by_the_next_call(store: Store, clock: Clock) -> None:
+    """As soon as it counts as lost."""
+    push(store, *"abc")
+    clock.advance(MIN_PAUSE_MS - 1)
+    assert push(store, "d").bells.count == 0
+    clock.advance(1)
+    assert push(store, "e").bells.count == 1
+
+
+def test_a_doorbell_that_is_lost_again_is_waited_for_twice_as_long(
+    store: Store, clock: Clock
+) -> None:
+    """So that a broker that is down is not kept busy."""
+    push(store, *"abc")
+    clock.advance(MIN_PAUSE_MS)
+    push(store, "d")
+    clock.advance(2 * MIN_PAUSE_MS - 1)
+    assert push(store, "e").bells.count == 0
+    clock.advance(1)
+    assert push(store, "f").bells.count == 1
+
+
+def test_without_an_interval_whatever_waits_is_due(store: Store) -> None:
+    """One doorbell is out at a time, and the batch grows until it is answered."""
+    natural = Trigger(10, 0)
+
+    assert push(store, "a", trigger=natural).bells.count == 1
+    assert push(store, "b", trigger=natural).bells.count == 0
+
+
+def test_the_interval_begins_at_the_oldest_request(store: Store, clock: Clock) -> None:
+    """A sweep looks when the oldest is due, whatever came after it."""
+    push(store, "a")
+    due_ms = clock.now_ms + INTERVAL_MS
+    clock.advance(SECOND)
+    push(store, "b")
+
+    assert attention(store) == due_ms
+
+
+def test_a_call_finds_due_what_waited_out_its_interval(store: Store, clock: Clock) -> None:
+    """Before any sweep."""
+    push(store, "a")
+    clock.advance(INTERVAL_MS)
+
+    assert push(store, "b").bells.count == 1
+
+
+# -- The same call twice
+
+
+def test_a_call_that_waits_arrives_again(store: Store) -> None:
+    """Nothing changes, and its caller is told so."""
+    push(store, "a")
+    before = read(store)
+
+    assert status(store, "a") is AGAIN
+    assert read(store) == before
+
+
+def test_a_call_that_runs_arrives_again(store: Store) -> None:
+    """It is not enqueued beside its run."""
+    push_and_claim(store, "a")
+
+    assert status(store, "a") is AGAIN
+    assert waiting(store) == []
+
+
+@pytest.mark.usefixtures("stray_keys")
+def test_a_call_that_has_run_arrives_again(store: Store, clock: Clock) -> None:
+    """It does not run a second time within the window."""
+    push_and_claim(store, "a").ack()
+    clock.advance(WINDOW_MS - 1)
+
+    assert status(store, "a") is DONE
+
+
+def test_a_call_that_arrives_in_another_group_again(store: Store) -> None:
+    """A redeployed caller's route may differ: the stored one stands."""
+    push(store, "a")
+
+    assert push(store, "a", group=OTHER).statuses == (AGAIN,)
+    assert waiting(store, OTHER) == []
+
+
+def test_a_call_twice_in_one_push(store: Store) -> None:
+    """It is stored once."""
+    assert push(store, "a", "a").statuses == (NEW, AGAIN)
+    assert waiting(store) == ["a"]
+
+
+def test_two_calls_with_one_id_in_one_push(store: Store) -> None:
+    """The first is kept."""
+    assert push(store, call("a", "1"), call("a", "2")).statuses == (NEW, DUPLICATE)
+    assert read(store).items["a"].nonce == "1"
+
+
+# -- Another call with the same id
+
+
+@pytest.mark.parametrize("where", ["pending", "owned", "eta", "delayed"])
+def test_another_call_with_the_id_of_a_request(store: Store, clock: Clock, where: str) -> None:
+    """While that one waits or runs, it is refused and changes nothing."""
+    push(store, call("a", eta_ms=clock.now_ms + SECOND if where == "eta" else None))
+    if where in ("owned", "delayed"):
+        lease = claim(store, force=True)
+        if where == "delayed":
+            lease.release(retry("a", delay_ms=SECOND))
+    assert place(store, "a") == where
+    before = read(store)
+
+    assert status(store, call("a", "other")) is DUPLICATE
+    assert read(store) == before
+
+
+def test_another_call_with_the_id_of_a_finished_request(store: Store) -> None:
+    """It runs, as in Celery."""
+    push_and_claim(store, "a").ack()
+
+    assert status(store, call("a", "other")) is NEW
+
+
+def test_another_call_with_the_id_of_a_dead_letter(store: Store) -> None:
+    """It takes its place, with a clean record."""
+    push_and_claim(store, "a").release(retry("a"))
+    lease = claim(store)
+    lease.release(dead("a", error="ValueError()"))
+    lease.ack()
+
+    assert status(store, call("a", "other", body=b"other")) is NEW
+    (request,) = claim(store, force=True).requests
+    assert request.envelope == b"other"
+    assert request.attempts.number == 1
+    assert store.stats()["dead"] == 0
+
+
+def test_a_dead_call_arrives_again_though_another_took_its_place(store: Store) -> None:
+    """It ran: it is neither a duplicate nor new."""
+    bury(store, "a")
+    push(store, call("a", "other"))
+    assert status(store, "a") is DONE
+    claim(store, force=True).ack()
+    assert status(store, "a") is DONE
+
+
+def test_two_calls_with_the_id_of_a_dead_letter_in_one_push(store: Store) -> None:
+    """The first takes its place."""
+    bury(store, "a")
+
+    assert push(store, call("a", "1"), call("a", "2")).statuses == (NEW, DUPLICATE)
+    assert waiting(store) == ["a"]
+
+
+# -- A retry from inside the batch
+
+
+@pytest.mark.parametrize("body", [b"{}", b"other"], ids=["same", "other"])
+def test_a_batch_calls_its_own_request_again(store: Store, body: bytes) -> None:
+    """That is its retry, with the same bytes as with others; the batch's ack does not undo it."""
+    lease = push_and_claim(store, "a", "b")
+
+    assert status(store, call("a", "again", body=body), caller=lease.token) is NEW
+    assert lease.ack() == 1
+    (request,) = claim(store, force=True).requests
+    assert (request.id, request.envelope) == ("a", body)
+    assert store.stats()["pushed"] == 2
+
+
+def test_a_retry_by_a_call_counts_its_own_tries(store: Store) -> None:
+    """Its envelope says how many; what Redis counted is forgotten."""
+    push_and_claim(store, "a").release(retry("a", error="ValueError()"))
+    lease = claim(store)
+    push(store, call("a", "again"), caller=lease.token)
+
+    assert "a" not in read(store).attempts
+    assert "a" not in read(store).errors
+
+
+def test_a_retry_by_a_call_may_wait_for_its_eta(store: Store, clock: Clock) -> None:
+    """As any call."""
+    lease = push_and_claim(store, "a")
+    push(store, call("a", "again", clock.now_ms + SECOND), caller=lease.token)
+
+    assert place(store, "a") == "eta"
+
+
+def test_a_retry_by_a_call_may_go_to_another_group(store: Store) -> None:
+    """Where its route says."""
+    lease = push_and_claim(store, "a")
+    push(store, call("a", "again"), group=OTHER, caller=lease.token)
+
+    assert waiting(store, OTHER) == ["a"]
+
+
+def test_a_retry_by_a_call_arrives_again(store: Store) -> None:
+    """A reply was lost: it is stored once."""
+    lease = push_and_claim(store, "a")
+    again = call("a", "again")
+    push(store, again, caller=lease.token)
+
+    assert status(store, again, caller=lease.token) is AGAIN
+    assert waiting(store) == ["a"]
+
+
+def test_two_retries_of_one_request_in_one_push(store: Store) -> None:
+    """The first counts."""
+    lease = push_and_claim(store, "a")
+    pushed = push(store, call("a", "1"), call("a", "1"), call("a", "2"), caller=lease.token)
+
+    assert pushed.statuses == (NEW, AGAIN, DUPLICATE)
+    assert waiting(store) == ["a"]
+
+
+def test_the_first_call_arrives_again_after_its_retry(store: Store) -> None:
+    """It is told that it ran, while the retry waits and when that has run."""
+    lease = push_and_claim(store, "a")
+    push(store, call("a", "again"), caller=lease.token)
+    assert status(store, "a") is DONE
+    lease.ack()
+    claim(store, force=True).ack()
+    assert status(store, "a") is DONE
+
+
+def test_a_batch_that_was_taken_back_cannot_retry_its_requests(store: Store) -> None:
+    """They wait, or run elsewhere."""
+    lease = push_and_claim(store, "a")
+    store.reclaim(lease.token, GROUP.id, TRIGGER, seen_dead=True)
+
+    assert status(store, call("a", "again"), caller=lease.token) is DUPLICATE
+
+
+def test_a_batch_may_call_others_too(store: Store) -> None:
+    """Only its own requests are retries."""
+    push(store, "z")
+    lease = push_and_claim(store, "a", trigger=Trigger(1, 0))
+
+    assert ids_of(lease) == ["z"]
+    assert status(store, call("a", "other"), caller=lease.token) is DUPLICATE
+    assert status(store, "b", caller=lease.token) is NEW
+
+
+# -- Limits
+
+
+def test_a_full_backlog_takes_what_fits(store: Store) -> None:
+    """In order; the others are told, and nothing of them is stored."""
+    limit(store, max_pending=3)
+    push(store, "a")
+
+    assert push(store, *"bcde").statuses == (NEW, NEW, FULL, FULL)
+    assert waiting(store) == ["a", "b", "c"]
+
+
+def test_what_runs_counts_as_waiting(store: Store) -> None:
+    """It may come back."""
+    limit(store, max_pending=1)
+    push_and_claim(store, "a")
+
+    assert status(store, "b") is FULL
+
+
+def test_dead_letters_do_not_count_as_waiting(store: Store) -> None:
+    """They are bounded by themselves."""
+    limit(store, max_pending=1)
+    bury(store, "a")
+
+    assert status(store, "b") is NEW
+
+
+def test_a_full_backlog_takes_the_retry_of_a_batch(store: Store) -> None:
+    """It has its place already."""
+    limit(store, max_pending=1)
+    lease = push_and_claim(store, "a")
+
+    assert status(store, call("a", "again"), caller=lease.token) is NEW
+
+
+# -- Eta, routes, size
+
+
+def test_a_call_with_an_eta_waits_apart(store: Store, clock: Clock) -> None:
+    """It fills no batch before its time."""
+    pushed = push(store, call("a", eta_ms=clock.now_ms + 1), "b", "c")
+
+    assert pushed.bells.count == 0
+    assert place(store, "a") == "eta"
+    assert waiting(store) == ["b", "c"]
+
+
+def test_an_eta_that_is_over_does_not_matter(store: Store, clock: Clock) -> None:
+    """It waits with the others."""
+    push(store, call("a", eta_ms=clock.now_ms))
+
+    assert place(store, "a") == "pending"
+
+
+def test_a_push_says_where_to_ring_for_its_group(store: Store) -> None:
+    """So that a sweeper that never saw the caller can."""
+    push(store, "a")
+    push(store, "b", group=OTHER)
+
+    assert store.groups() == {GROUP.id: GROUP.route, OTHER.id: OTHER.route}
+
+
+def test_groups_do_not_share_batches(store: Store) -> None:
+    """Nor signals."""
+    assert push(store, "a", "b").bells.count == 0
+    assert push(store, "c", group=OTHER).bells.count == 0
+
+
+def test_a_push_takes_500_calls(store: Store) -> None:
+    """That is what one call of the script is for."""
+    pushed = push(store, *map(str, range(500)))
+
+    assert set(pushed.statuses) == {NEW}
+    assert len(waiting(store)) == 500
+
+
+def test_many_calls_of_one_millisecond_keep_their_order(store: Store) -> None:
+    """Across pushes."""
+    ids = push_many(store, 1200)
+
+    assert waiting(store) == ids
+
+
+def test_an_envelope_is_opaque(store: Store) -> None:
+    """Any bytes come back as they were."""
+    envelope = bytes(range(256)) + b":::\r\n\x00"
+    push(store, call("a:b", "n", body=envelope))
+
+    (request,) = claim(store, force=True).requests
+    assert (request.id, request.envelope) == ("a:b", envelope)

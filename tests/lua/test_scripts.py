@@ -1,0 +1,115 @@
+"""How scripts reach the server, and what becomes of its refusals."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import redis
+
+from redis_batches.config import Settings
+from redis_batches.embedded import EmbeddedServer
+from redis_batches.errors import StoreError
+from redis_batches.scripts import PRELUDE, load_scripts, load_sources
+from redis_batches.store import Store
+from tests.lua.stage import Stage
+from tests.lua.steps import LEASE_MS, claim, ids_of, place, push
+
+#: What an ACL must allow for the scripts.
+COMMANDS = {
+    *("DEL", "TIME"),
+    *("HDEL", "HEXISTS", "HGET", "HINCRBY", "HLEN", "HMGET", "HSET", "HSETNX"),
+    *("LINDEX", "LLEN", "LPUSH", "LRANGE", "LSET", "LTRIM", "RPUSH"),
+    *("ZADD", "ZCARD", "ZRANGE", "ZRANGEBYSCORE", "ZREM", "ZREMRANGEBYRANK", "ZREVRANGE", "ZSCORE"),
+}
+
+
+def test_a_server_that_lost_its_scripts_gets_them_again(store: Store) -> None:
+    """SCRIPT FLUSH, a restart or a failover: nobody notices."""
+    push(store, *"abc")
+    store.client.script_flush()
+    lease = claim(store)
+    store.client.script_flush()
+
+    assert lease.ack() == 3
+
+
+def test_a_value_that_no_script_takes_is_an_error(store: Store) -> None:
+    """Before anything is sent."""
+    with pytest.raises(TypeError, match=r"extend\.lua takes no flush_every"):
+        store.run("extend", token="token", lease_ms=LEASE_MS, flush_every=3)
+
+
+def test_a_value_that_is_missing_is_an_error(store: Store) -> None:
+    """It cannot shift the others by a slot."""
+    with pytest.raises(KeyError, match="lease_ms"):
+        store.run("extend", token="token")
+
+
+def test_a_script_uses_the_servers_time(client: redis.Redis, namespace: str) -> None:
+    """Unless a test brings its own."""
+    store = Store(client, Settings(namespace=namespace), "shop.click")
+    push(store, "a")
+    seconds, _ = client.time()
+
+    (request,) = claim(store, force=True).requests
+    assert abs(request.since_ms - seconds * 1000) < 60_000
+
+
+def test_a_server_that_is_gone_is_an_error(namespace: str) -> None:
+    """That says what could not be done."""
+    with EmbeddedServer() as server:
+        client = redis.Redis.from_url(server.url)
+    store = Store(client, Settings(namespace=namespace), "shop.click")
+
+    with pytest.raises(StoreError, match="push"):
+        push(store, "a")
+    client.close()
+
+
+def test_too_much_at_once_changes_nothing(store: Store) -> None:
+    """The script fails before its first write."""
+    with pytest.raises(StoreError, match="unpack"):
+        push(store, *map(str, range(3000)))
+    assert store.stats()["pushed"] == 0
+
+
+def test_tasks_and_namespaces_are_apart(store: Store) -> None:
+    """The same id in each of them is another request."""
+    push(store, *"abc")
+    other = Store(store.client, store.settings, "shop.view")
+    push(other, *"abc")
+    claim(other).ack()
+
+    assert place(store, "a") == "pending"
+    assert ids_of(claim(store)) == ["a", "b", "c"]
+
+
+def test_the_scripts_use_these_commands_and_no_others() -> None:
+    """KEYS and SCAN are not among them."""
+    used = set()
+    for source in load_sources().values():
+        used |= set(re.findall(r"(?:redis\.call|call_many)\('(\w+)'", source))
+    assert used == COMMANDS
+
+
+@pytest.mark.parametrize("script", sorted(load_scripts()))
+def test_a_user_who_may_do_no_more_can_run_them(
+    stage: Stage, shared_url: str, namespace: str, script: str
+) -> None:
+    """On the keys of this project."""
+    commands = ["+eval", "+evalsha", "+hello", *(f"+{command.lower()}" for command in COMMANDS)]
+    stage.store.client.acl_setuser(
+        namespace, enabled=True, passwords=["+secret"], keys=["rb:{*}:*"], commands=commands
+    )
+    before = stage.dump()
+    with redis.Redis.from_url(shared_url, username=namespace, password="secret") as client:
+        stage.run(script, client)
+    stage.store.client.acl_deluser(namespace)
+
+    assert stage.dump() != before
+
+
+def test_every_lua_file_is_a_script_or_the_prelude() -> None:
+    """Nothing else lies in the folder."""
+    assert load_sources().keys() - load_scripts().keys() == {PRELUDE}

@@ -1,0 +1,439 @@
+"""sweep: what is overdue is found, whoever was lost, and whatever the clock did."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from redis_batches.errors import StoreError
+from redis_batches.model import Bells, Group, Swept, Trigger
+from redis_batches.store import Store
+from redis_batches.sweeper import Served, Sweeper
+from tests.conftest import Clock
+from tests.lua.steps import (
+    GROUP,
+    HOUR,
+    INTERVAL_MS,
+    LEASE_MS,
+    MAX_PAUSE_MS,
+    MIN_PAUSE_MS,
+    OTHER,
+    SECOND,
+    TRIGGER,
+    WINDOW_MS,
+    attention,
+    call,
+    claim,
+    ids_of,
+    place,
+    push,
+    push_and_claim,
+    read,
+    retry,
+    waiting,
+)
+
+pytestmark = pytest.mark.usefixtures("sound")
+
+WEEK_MS = 7 * 24 * HOUR
+
+
+def sweep(store: Store, **options: object) -> Swept:
+    """Sweeps, whoever leads."""
+    swept = store.sweep(INTERVAL_MS, **options)  # type: ignore[arg-type]
+    assert swept is not None
+    return swept
+
+
+# -- What is due
+
+
+def test_nothing_is_overdue(store: Store) -> None:
+    """Nothing is named, and nothing more is expected."""
+    assert sweep(store) == Swept(None)
+
+
+def test_a_batch_whose_interval_is_over_is_rung_for(store: Store, clock: Clock) -> None:
+    """Once, where its callers said."""
+    push(store, "a")
+    clock.advance(INTERVAL_MS - 1)
+    assert sweep(store) == Swept(1)
+    clock.advance(1)
+    assert sweep(store).bells == (Bells(GROUP.id, GROUP.route, 1, 0),)
+    assert sweep(store).bells == ()
+
+
+def test_every_group_is_rung_for(store: Store, clock: Clock) -> None:
+    """Each by its own route."""
+    push(store, "a")
+    push(store, "b", group=OTHER)
+    clock.advance(INTERVAL_MS)
+
+    assert {(bells.group, bells.route) for bells in sweep(store).bells} == {
+        (GROUP.id, GROUP.route),
+        (OTHER.id, OTHER.route),
+    }
+
+
+def test_a_lost_doorbell_is_rung_again(store: Store, clock: Clock) -> None:
+    """After the pause; nobody called the task meanwhile."""
+    push(store, *"abc")
+    clock.advance(MIN_PAUSE_MS - 1)
+    assert sweep(store).bells == ()
+    clock.advance(1)
+    assert len(sweep(store).bells) == 1
+
+
+def test_the_pause_doubles_while_nobody_answers(store: Store, clock: Clock) -> None:
+    """Up to ten minutes: a day without workers costs few messages."""
+    push(store, *"abc")
+    rung_at = []
+    for _ in range(3600):
+        clock.advance(SECOND)
+        if sweep(store).bells:
+            rung_at.append(clock.now_ms)
+
+    pauses = [later - earlier for earlier, later in pairwise(rung_at)]
+    assert pauses[:3] == [2 * SECOND, 4 * SECOND, 8 * SECOND]
+    assert set(pauses[9:]) == {MAX_PAUSE_MS}
+
+
+def test_an_answer_ends_the_pause(store: Store, clock: Clock) -> None:
+    """The next doorbell is waited for as long as this one took."""
+    push(store, *"abcdef")
+    for _ in range(600):
+        clock.advance(SECOND)
+        sweep(store)
+    claim(store, bell="bell", rung_ms=clock.now_ms - 100)
+    clock.advance(MIN_PAUSE_MS)
+
+    assert len(sweep(store).bells) == 1
+
+
+def test_a_doorbell_that_is_out_is_not_rung_again(store: Store, clock: Clock) -> None:
+    """Though the interval is over."""
+    push(store, *"abc")
+    clock.advance(MIN_PAUSE_MS)
+    sweep(store)
+    clock.advance(MIN_PAUSE_MS)
+
+    assert sweep(store).bells == ()
+    assert attention(store) == clock.now_ms + MIN_PAUSE_MS
+
+
+def test_an_expired_lease_is_named(store: Store, clock: Clock) -> None:
+    """With its group; it is taken back by another script."""
+    lease = push_and_claim(store, "a")
+    clock.advance(LEASE_MS - 1)
+    assert sweep(store).expired == ()
+    clock.advance(1)
+    assert sweep(store).expired == ((lease.token, GROUP.id),)
+    assert place(store, "a") == "owned"
+
+
+def test_a_request_whose_delay_is_over_is_named(store: Store, clock: Clock) -> None:
+    """Whether it is a retry's or the caller's."""
+    push(store, call("a", eta_ms=clock.now_ms + SECOND), "b")
+    claim(store, force=True).release(retry("b", delay_ms=SECOND))
+    push(store, call("c", eta_ms=clock.now_ms + SECOND), group=OTHER)
+    clock.advance(SECOND - 1)
+    assert sweep(store).ready == ()
+    clock.advance(1)
+    assert dict(sweep(store).ready) == {GROUP.id: ("b", "a"), OTHER.id: ("c",)}
+
+
+@pytest.mark.parametrize(
+    ("arrange", "wait_ms"),
+    [
+        (lambda store, now: push(store, "a"), INTERVAL_MS),
+        (lambda store, now: push(store, *"abc"), MIN_PAUSE_MS),
+        (lambda store, now: push_and_claim(store, "a"), LEASE_MS),
+        (lambda store, now: push(store, call("a", eta_ms=now + 7)), 7),
+        (lambda store, now: push_and_claim(store, "a").release(retry("a", delay_ms=7)), 7),
+    ],
+    ids=["interval", "doorbell", "lease", "eta", "retry"],
+)
+def test_a_sweep_says_when_something_else_will_be_due(
+    store: Store, clock: Clock, arrange: Callable[[Store, int], object], wait_ms: int
+) -> None:
+    """To the millisecond: so intervals are exact."""
+    arrange(store, clock.now_ms)
+
+    assert sweep(store).wait_ms == wait_ms
+
+
+def test_a_sweep_is_bounded(store: Store, clock: Clock) -> None:
+    """It names so many of each kind, and says that there is more."""
+    for number in range(5):
+        push(store, str(number), group=Group.of({"queue": str(number)}))
+    clock.advance(INTERVAL_MS)
+
+    assert len(sweep(store, limit=3).bells) == 3
+    assert sweep(store, limit=3).wait_ms != 0
+    assert len(read(store).bells) == 5
+
+
+def test_a_sweep_forgets_finished_calls(store: Store, clock: Clock) -> None:
+    """After the window."""
+    push_and_claim(store, "a").ack()
+    clock.advance(WINDOW_MS - 1)
+    sweep(store)
+    assert "a" in read(store).done
+    clock.advance(1)
+    sweep(store)
+    assert read(store).done == {}
+
+
+# -- Who sweeps
+
+
+def test_one_sweeper_leads(store: Store, clock: Clock) -> None:
+    """The others stand by while its last sweep is fresh."""
+    assert store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    clock.advance(2999)
+    assert store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000) is None
+    assert store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+
+
+def test_another_sweeper_leads_when_the_first_is_gone(store: Store, clock: Clock) -> None:
+    """Then the first one, if it comes back, stands by."""
+    store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    clock.advance(3000)
+
+    assert store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000)
+    assert store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000) is None
+
+
+def test_a_sweeper_without_a_name_always_sweeps(store: Store) -> None:
+    """It does not lead: beat's sweeps are rare."""
+    store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+
+    assert sweep(store)
+    assert store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000) is None
+    assert store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+
+
+def test_a_leader_of_a_time_to_come_does_not_lead(store: Store, clock: Clock) -> None:
+    """The clock went back: its last sweep would be fresh for hours."""
+    store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    clock.advance(-HOUR)
+
+    assert store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000)
+
+
+def test_a_worker_that_starts_rings_again(store: Store, clock: Clock) -> None:
+    """Though others lead, and nobody answered for hours: the pause starts anew."""
+    push(store, *"abc")
+    for _ in range(20):
+        clock.advance(MAX_PAUSE_MS)
+        store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    clock.advance(1)
+
+    swept = store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000, greet=True)
+    assert swept is not None
+    assert len(swept.bells) == 1
+    assert read(store).bell(GROUP.id)[2] == MIN_PAUSE_MS
+    assert store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000) is None
+
+
+def test_a_worker_that_starts_does_not_ring_for_what_is_not_due(store: Store) -> None:
+    """Nobody was rung for it."""
+    push(store, "a")
+
+    assert sweep(store, greet=True).bells == ()
+
+
+# -- The clock went back
+
+
+def test_an_interval_that_began_in_the_future_is_not_waited_for(store: Store, clock: Clock) -> None:
+    """No longer than the interval."""
+    push(store, "a")
+    clock.advance(-5 * HOUR)
+
+    assert sweep(store) == Swept(INTERVAL_MS)
+    clock.advance(INTERVAL_MS)
+    assert len(sweep(store).bells) == 1
+
+
+def test_a_lease_that_began_in_the_future_expires(store: Store, clock: Clock) -> None:
+    """After the lease."""
+    lease = push_and_claim(store, "a")
+    clock.advance(-5 * HOUR)
+
+    assert sweep(store) == Swept(LEASE_MS)
+    clock.advance(LEASE_MS)
+    assert sweep(store).expired == ((lease.token, GROUP.id),)
+
+
+def test_a_retry_is_not_delayed_for_longer_than_any(store: Store, clock: Clock) -> None:
+    """By a clock that was wrong by months."""
+    lease = push_and_claim(store, "a")
+    lease.release(retry("a", delay_ms=SECOND))
+    lease.ack()
+    clock.advance(-10 * WEEK_MS)
+
+    assert sweep(store) == Swept(WEEK_MS)
+
+
+def test_an_eta_is_a_time_of_the_clock(store: Store, clock: Clock) -> None:
+    """It is waited for, however far away it is."""
+    push(store, call("a", eta_ms=clock.now_ms + SECOND))
+    clock.advance(-10 * WEEK_MS)
+
+    assert sweep(store) == Swept(10 * WEEK_MS + SECOND)
+
+
+def test_a_doorbell_that_was_rung_in_the_future_is_rung_again(store: Store, clock: Clock) -> None:
+    """It is not waited for until then, and not for another pause at every sweep."""
+    push(store, *"abc")
+    clock.advance(-5 * HOUR)
+    sweep(store)
+    clock.advance(INTERVAL_MS)
+
+    assert len(sweep(store).bells) == 1
+
+
+def test_a_doorbell_of_the_future_is_made_good_by_the_next_call(store: Store, clock: Clock) -> None:
+    """Calls that come all the time do not put it off."""
+    push(store, *"abc")
+    clock.advance(-5 * HOUR)
+
+    assert push(store, "d").bells.count > 0
+
+
+def test_a_sound_record_does_not_hide_another(store: Store, clock: Clock) -> None:
+    """A group that may wait for ten minutes comes before one that may not."""
+    push(store, *"abc")
+    while read(store).bell(GROUP.id)[2] < MAX_PAUSE_MS:
+        clock.advance(SECOND)
+        sweep(store)
+    push(store, "d", group=OTHER)
+    clock.advance(-300 * SECOND)
+    store.client.zadd(store.keys.resolve("groups"), {GROUP.id: clock.now_ms + MAX_PAUSE_MS})
+    sweep(store)
+
+    assert attention(store, OTHER) == clock.now_ms + INTERVAL_MS
+
+
+# -- The sweeper
+
+
+class Belfry:
+    """Doorbells that were rung."""
+
+    def __init__(self) -> None:
+        self.rung: list[Bells] = []
+
+    def __call__(self, task: str, bells: Bells) -> None:
+        """Notes doorbells."""
+        if bells.count:
+            self.rung.append(bells)
+
+
+@pytest.fixture
+def belfry() -> Belfry:
+    """What a sweeper rings."""
+    return Belfry()
+
+
+def sweeper_of(belfry: Belfry, *stores: Store, name: str = "anne") -> Sweeper:
+    """Returns a sweeper of tasks that ticks at least once a second."""
+    served = [Served(store, TRIGGER) for store in stores]
+    return Sweeper(lambda: served, belfry, 1.0, name)
+
+
+def test_a_tick_takes_expired_batches_back(store: Store, clock: Clock, belfry: Belfry) -> None:
+    """And rings for them at once."""
+    push_and_claim(store, "a")
+    clock.advance(LEASE_MS)
+    sweeper_of(belfry, store).tick()
+
+    assert waiting(store) == ["a"]
+    assert belfry.rung == [Bells(GROUP.id, GROUP.route, 1, 0)]
+
+
+def test_a_tick_promotes_what_was_delayed(store: Store, clock: Clock, belfry: Belfry) -> None:
+    """And rings if that fills a batch."""
+    push(store, *(call(task_id, eta_ms=clock.now_ms + SECOND) for task_id in "abc"))
+    clock.advance(SECOND)
+    sweeper_of(belfry, store).tick()
+
+    assert waiting(store) == ["a", "b", "c"]
+    assert belfry.rung == [Bells(GROUP.id, GROUP.route, 1, 0)]
+
+
+def test_a_tick_drains_a_backlog_of_groups(store: Store, clock: Clock, belfry: Belfry) -> None:
+    """A sweep names 500 of them."""
+    for number in range(1100):
+        push(store, str(number), group=Group.of({"queue": str(number)}))
+    clock.advance(INTERVAL_MS)
+    sweeper_of(belfry, store).tick()
+
+    assert len({bells.group for bells in belfry.rung}) == 1100
+
+
+def test_a_tick_says_when_the_next_is_wanted(store: Store, clock: Clock, belfry: Belfry) -> None:
+    """When something will be due, or in a second."""
+    sweeper = sweeper_of(belfry, store)
+    assert sweeper.tick() == 1.0
+    push(store, "a")
+    clock.advance(INTERVAL_MS - 300)
+    assert sweeper.tick() == pytest.approx(0.301)
+
+
+def test_a_sweeper_ticks_once_per_shortest_interval(store: Store, belfry: Belfry) -> None:
+    """What it does not see now is armed later, and due an interval after that."""
+    served = [Served(store, Trigger(3, 50))]
+
+    assert Sweeper(lambda: served, belfry, 1.0, "anne").tick() == pytest.approx(0.05)
+
+
+def test_a_sweeper_greets_once(store: Store, clock: Clock, belfry: Belfry) -> None:
+    """At its first tick."""
+    push(store, *"abc")
+    sweeper = sweeper_of(belfry, store)
+    for _ in range(3):
+        sweeper.tick()
+
+    assert len(belfry.rung) == 1
+
+
+def test_a_task_that_cannot_be_swept_does_not_stop_the_others(
+    store: Store, clock: Clock, belfry: Belfry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and tried again in a second."""
+    broken = Store(store.client, store.settings, "shop.broken", clock)
+    store.client.set(broken.keys.resolve("groups"), "foreign")
+    push(store, *"abc")
+    with caplog.at_level(logging.WARNING):
+        wait = sweeper_of(belfry, broken, store).tick()
+
+    assert len(belfry.rung) == 1
+    assert wait == 1.0
+    assert "cannot sweep shop.broken" in caplog.text
+
+
+def test_a_sweep_of_a_foreign_key_is_an_error(store: Store) -> None:
+    """It is not taken for empty."""
+    store.client.set(store.keys.resolve("delayed"), "foreign")
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        sweep(store)
+    store.client.delete(store.keys.resolve("delayed"))
+
+
+def test_a_batch_that_was_lost_runs_at_last(store: Store, clock: Clock, belfry: Belfry) -> None:
+    """Every doorbell was lost, and every worker died."""
+    push(store, *"abc")
+    sweeper = sweeper_of(belfry, store)
+    for _ in range(4):
+        clock.advance(MAX_PAUSE_MS)
+        sweeper.tick()
+        claim(store)
+
+    clock.advance(MAX_PAUSE_MS)
+    sweeper.tick()
+    assert ids_of(claim(store)) == ["a"]

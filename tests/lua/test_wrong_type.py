@@ -1,0 +1,47 @@
+"""A key of the wrong type is an error, and nothing is written: scripts do not roll back."""
+
+from __future__ import annotations
+
+import pytest
+
+from redis_batches.errors import StoreError
+from redis_batches.scripts import load_scripts
+from tests.lua.stage import VALUES, Stage
+from tests.lua.steps import GROUP
+
+CASES = [
+    pytest.param(name, key, id=f"{name}-{key}")
+    for name, script in sorted(load_scripts().items())
+    for key in script.keys
+]
+
+
+def test_every_script_is_here() -> None:
+    """With values for it."""
+    assert VALUES.keys() == load_scripts().keys()
+
+
+@pytest.mark.parametrize("script", sorted(VALUES))
+def test_every_script_has_something_to_do(stage: Stage, script: str) -> None:
+    """Else the next test would be worth nothing."""
+    before = stage.dump()
+    stage.run(script)
+
+    assert stage.dump() != before
+
+
+@pytest.mark.parametrize(("script", "name"), CASES)
+def test_a_foreign_key_leaves_every_other_key_unchanged(
+    stage: Stage, script: str, name: str
+) -> None:
+    """Somebody else wrote it; the error names the reason."""
+    token = VALUES[script].get("token", "")
+    key = stage.keys(script).resolve(name, group=GROUP.id, token=token)
+    stage.store.client.delete(key)
+    stage.store.client.set(key, "foreign")
+    before = stage.dump(key)
+
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        stage.run(script)
+    assert stage.dump(key) == before
+    assert stage.store.client.get(key) == b"foreign"

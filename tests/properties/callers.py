@@ -1,0 +1,104 @@
+"""Those outside the batches: who calls the task, and the operator of its dead letters."""
+
+from __future__ import annotations
+
+from redis_batches.config import DEDUPLICATION_WINDOW_MS
+from redis_batches.inspector import Inspector
+from redis_batches.model import Bells, Status
+from tests.properties.state import ensure
+from tests.properties.world import GROUPS, SECOND, Call, World
+
+
+class Callers:
+    """Producers and an operator."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def push(self) -> None:
+        """Somebody calls the task, once or several times in one go."""
+        world, rng = self._world, self._world.rng
+        group = rng.choice(GROUPS)
+        calls = [self._new_call() for _ in range(rng.choice((1, 1, 1, 2, 3, 8, 20)))]
+        for call in calls:
+            call.group = group
+        outgoing = [call.outgoing(rng.choice((0, 20, 120, 400))) for call in calls]
+        pushed = world.store.push(group, world.trigger(), outgoing)
+        for call, status in zip(calls, pushed.statuses, strict=True):
+            self._check(call, status)
+            if status in (Status.NEW, Status.AGAIN):
+                world.calls[call.serial] = call
+        world.ring_if_alive(pushed.bells)
+
+    def _new_call(self) -> Call:
+        world, rng = self._world, self._world.rng
+        serial = next(world.serials)
+        call = Call(serial, f"id-{serial}", "", GROUPS[0], poison=world.happens(0.01))
+        if world.calls and rng.random() < 0.05:
+            call.id, call.nonce = rng.choice(list(world.calls.values())).id, world.name("nonce")
+        if rng.random() < 0.1:
+            call.eta_ms = world.now_ms + rng.choice((-SECOND, SECOND, 20 * SECOND))
+            call.moved = True
+        return call
+
+    def _check(self, call: Call, status: Status) -> None:
+        """The id of what waits or runs is a duplicate; any other is new, while there is room."""
+        world = self._world
+        taken = call.id in world.state.items and not world.state.is_dead(call.id)
+        if status is Status.DUPLICATE:
+            ensure(call.nonce, "the first call with an id is no duplicate", call)
+        elif status is Status.FULL:
+            ensure(world.read().waiting >= world.store.settings.max_pending, "not full", call)
+        else:
+            ensure(not taken, "accepted beside another one", call)
+            sent_twice = world.weather.lost_reply > 0
+            ensure(status is Status.NEW or (sent_twice and status is Status.AGAIN), status, call)
+
+    def push_again(self) -> None:
+        """A call that was accepted arrives once more: within the window nothing changes."""
+        world = self._world
+        calls = [call for call in world.calls.values() if not call.lost and not call.again]
+        if not calls:
+            return
+        call = world.rng.choice(calls)
+        if call.ended_step is not None:
+            latest_ms = max(world.times[call.ended_step :])
+            if (
+                call.forgotten
+                or latest_ms >= world.times[call.ended_step] + DEDUPLICATION_WINDOW_MS
+            ):
+                return
+        (status,) = world.store.push(call.group, world.trigger(), [call.outgoing()]).statuses
+        ensure(status in (Status.AGAIN, Status.DONE), "a call arrived again", status, call)
+        ensure(world.read() == world.state, "a call that arrived again changed something", call)
+
+    def flush(self) -> None:
+        """Somebody wants what waits to run now."""
+        group = self._world.rng.choice(GROUPS)
+        self._world.ring("", Bells(group.id, group.route, 1, 0), force=True)
+
+    def operate(self) -> None:
+        """An operator lets a dead letter run again, or drops it."""
+        world = self._world
+        letters = sorted(member.partition(":")[2] for member in world.state.dead)
+        if not letters:
+            return
+        task_id = world.rng.choice(letters)
+        if world.rng.random() < 0.5:
+            self._inspector().drop([task_id])
+            return
+        call = world.call_of(world.state.items[task_id].envelope)
+        call.again += 1
+        call.allowed += 1
+        call.moved = True
+        self._inspector().requeue([task_id])
+
+    def repair(self) -> None:
+        """An operator looks for requests that no index knows: there are none."""
+        ensure(self._inspector().repair() == 0, "something had to be repaired")
+        self._inspector().check_ledger()
+
+    def _inspector(self) -> Inspector:
+        world = self._world
+        trigger, route = world.trigger(), GROUPS[0].route
+        return Inspector(world.store, trigger, route, lambda bells: world.ring("", bells))

@@ -1,0 +1,248 @@
+"""A call as bytes and back, and what may be wrong with the bytes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zlib
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from kombu.exceptions import EncodeError
+
+from redis_batches.codec import (
+    VERSION,
+    CorruptEnvelope,
+    Envelope,
+    UnknownEnvelope,
+    decode,
+    encode,
+    text,
+)
+from redis_batches.errors import BatchesError
+
+PICKLE = "application/x-python-serialize"
+JSON = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=20)
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+CALLS = st.tuples(st.lists(JSON, max_size=3), st.dictionaries(st.text(max_size=5), JSON))
+
+
+def envelope(*args: Any, embed: dict[str, Any] | None = None, **headers: Any) -> Envelope:
+    """Returns an envelope."""
+    return Envelope(headers, (list(args), {}, embed))
+
+
+# -- There and back
+
+
+@given(call=CALLS, headers=st.dictionaries(st.text(max_size=8), JSON, max_size=3))
+def test_a_call_comes_back(call: tuple[list[Any], dict[str, Any]], headers: dict[str, Any]) -> None:
+    """With its headers and its arguments."""
+    for name in ("content", "compressed"):
+        headers.pop(name, None)
+    there = Envelope(headers, (*call, None))
+
+    assert decode(encode(there, "json"), None) == there
+
+
+def test_what_lua_would_break_comes_back() -> None:
+    """Numbers beyond 2**53, empty lists, line ends, any character."""
+    there = envelope(9007199254740993, 10**40, 0.1, [], {}, "\r\n\x00", "日本 \U0001f600", 1e308)
+
+    assert decode(encode(there, "json"), None) == there
+
+
+def test_what_hangs_on_a_call_comes_back() -> None:
+    """Links, chain and chord."""
+    there = envelope(1, embed={"callbacks": [{"task": "t"}], "chain": None})
+
+    assert decode(encode(there, "json"), None) == there
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+@pytest.mark.parametrize("compression", [None, "zlib", "bzip2", "lzma"])
+def test_every_serializer_and_compression(serializer: str, compression: str | None) -> None:
+    """That kombu has by itself."""
+    there = envelope("x" * 100, 1, key="value")
+    back = decode(encode(there, serializer, compression), {PICKLE, "application/json"})
+
+    assert back.headers == there.headers
+    assert [list(back.body[0]), *back.body[1:]] == list(there.body)
+
+
+def test_a_compressed_call_is_smaller() -> None:
+    """That is what it is for."""
+    large = envelope("x" * 10_000)
+
+    assert len(encode(large, "json", "zlib")) < len(encode(large, "json")) / 10
+
+
+def test_a_plain_call_is_compact() -> None:
+    """A version, an empty line, and the body as JSON: nothing that the default says already."""
+    assert encode(envelope("a", 1), "json") == b'1\n[["a", 1], {}]'
+    assert encode(envelope(embed={"callbacks": None}), "json") == b"1\n[[], {}]"
+
+
+def test_headers_are_compact() -> None:
+    """Only those that the caller gives."""
+    assert encode(envelope(retries=2), "json") == b'1{"retries":2}\n[[], {}]'
+
+
+def test_the_callers_envelope_is_left_alone() -> None:
+    """Though another content type is noted in the bytes."""
+    there = envelope(1, retries=1)
+    encode(there, "pickle", "zlib")
+
+    assert there == envelope(1, retries=1)
+
+
+def test_arguments_that_cannot_be_serialized() -> None:
+    """The serializer says what it cannot take."""
+    with pytest.raises(EncodeError, match="not JSON serializable"):
+        encode(envelope(object()), "json")
+
+
+def test_headers_that_cannot_be_serialized() -> None:
+    """They are JSON, whatever the arguments are."""
+    with pytest.raises(EncodeError, match="headers of the call are not JSON"):
+        encode(envelope(1, stamp=object()), "pickle")
+
+
+# -- What may not be decoded
+
+
+class Bomb:
+    """What a sender of pickles could do."""
+
+    exploded = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Calls a function when it is loaded."""
+        return setattr, (Bomb, "exploded", True)
+
+
+def test_pickle_is_refused_unless_it_is_accepted() -> None:
+    """It is not even looked at."""
+    data = encode(envelope(Bomb()), "pickle")
+    for accept in (None, set(), {"application/json"}):
+        with pytest.raises(CorruptEnvelope, match="pickle"):
+            decode(data, accept)
+    assert not Bomb.exploded
+
+
+def test_pickle_is_decoded_where_it_is_accepted() -> None:
+    """Both ends have chosen it."""
+    there = envelope({1, 2}, b"bytes")
+
+    assert decode(encode(there, "pickle"), {PICKLE}).body[0] == [{1, 2}, b"bytes"]
+
+
+def test_the_name_of_a_type_cannot_smuggle_another() -> None:
+    """The type that stands in the bytes is the one that decodes, or none."""
+    body = pickle.dumps(([Bomb()], {}))
+    for content in ("application/json", "application/data", "text/plain", PICKLE, "x", ["y"], 7):
+        meta = json.dumps({"content": [content, "binary"]}).encode()
+        with pytest.raises(CorruptEnvelope):
+            decode(VERSION + meta + b"\n" + body, None)
+    assert not Bomb.exploded
+
+
+@pytest.mark.parametrize("version", [b"0", b"2", b"9"])
+def test_an_unknown_version_is_not_corrupt(version: bytes) -> None:
+    """A newer worker can read it: during a deploy both run."""
+    with pytest.raises(UnknownEnvelope, match=f"version {version!r} is not known"):
+        decode(version + b"whatever", None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\n",
+        b"x\n[[], {}]",
+        b"1",
+        b"1\n",
+        b"1\nnull",
+        b"1\n7",
+        b'1\n"ab"',
+        b"1\n[]",
+        b"1\n[[]]",
+        b"1\n[[], []]",
+        b"1\n[{}, {}]",
+        b"1\n[null, {}]",
+        b'1\n["a", {}]',
+        b"1\n[[], {}, 7]",
+        b'1\n{"a": 1, "b": 2}',
+        b"1[]\n[[], {}]",
+        b"1null\n[[], {}]",
+        b'1"content"\n[[], {}]',
+        b"1{\n[[], {}]",
+        b'1{"content":7}\n[[], {}]',
+        b'1{"compressed":"no-such-method"}\n[[], {}]',
+        b'1{"compressed":"application/x-gzip"}\n[[], {}]',
+        b'1{"compressed":["a"]}\n[[], {}]',
+        b"1\n" + b"[" * 100_000,
+        b"1" + b"[" * 100_000,
+        b"1\n\xff\xfe",
+        b"1\xff\n[[], {}]",
+    ],
+)
+def test_bytes_that_are_no_call(data: bytes) -> None:
+    """They are corrupt, and nothing else is raised."""
+    with pytest.raises(CorruptEnvelope, match="the stored request"):
+        decode(data, None)
+
+
+@given(st.binary(max_size=100))
+@example(b"1" + zlib.compress(b"x"))
+def test_any_bytes_are_a_call_or_an_error_of_this_package(data: bytes) -> None:
+    """No other error leaves."""
+    decode_or_refuse(data)
+    decode_or_refuse(VERSION + data)
+    decode_or_refuse(VERSION + b"\n" + data)
+
+
+@given(call=CALLS, cut=st.integers(0, 100), flip=st.integers(0, 100), to=st.integers(0, 255))
+def test_a_damaged_call_is_a_call_or_an_error_of_this_package(
+    call: tuple[list[Any], dict[str, Any]], cut: int, flip: int, to: int
+) -> None:
+    """Cut short, or with a byte changed; compressed or not."""
+    for compression in (None, "zlib"):
+        data = encode(Envelope({"retries": 1}, (*call, {"chain": [1]})), "json", compression)
+        decode_or_refuse(data[:cut])
+        place = flip % len(data)
+        decode_or_refuse(data[:place] + bytes([to]) + data[place + 1 :])
+
+
+def decode_or_refuse(data: bytes) -> None:
+    """Checks that what is decoded has the form of a call."""
+    try:
+        found = decode(data, None)
+    except (UnknownEnvelope, CorruptEnvelope):
+        return
+    args, kwargs, embed = found.body
+    assert isinstance(found.headers, dict)
+    assert isinstance(args, (list, tuple))
+    assert isinstance(kwargs, dict)
+    assert embed is None or isinstance(embed, dict)
+
+
+def test_the_errors_are_this_packages_own() -> None:
+    """Whoever catches one base catches them."""
+    assert issubclass(UnknownEnvelope, BatchesError)
+    assert issubclass(CorruptEnvelope, BatchesError)
+
+
+@pytest.mark.parametrize("value", [b"abc", "abc"])
+def test_text_is_what_redis_returned(value: bytes | str) -> None:
+    """As text."""
+    assert text(value) == "abc"

@@ -65,7 +65,7 @@ class Keys:
     """The keys of one task, by the names that the scripts' headers give them."""
 
     def __init__(self, namespace: str, task: str) -> None:
-        self._prefix = f"rb:{{{quote(f'{namespace}/{task}', safe='/')}}}:"
+        self._prefix = f"rb:{{{quote(namespace, safe='')}/{quote(task, safe='')}}}:"
         self._static = {name: self._prefix + key for name, key in _STATIC.items()}
 
     def pending(self, group: str) -> str:

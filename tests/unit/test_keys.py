@@ -70,7 +70,6 @@ def test_two_tasks_share_no_key(one: tuple[str, str], other: tuple[str, str]) ->
         assert not names_of(Keys(*one)) & names_of(Keys(*other))
 
 
-@pytest.mark.xfail(reason="a slash in a name is not encoded", strict=True)
 def test_a_slash_belongs_to_its_name() -> None:
     """A namespace may have one, and so may a task."""
     assert not names_of(Keys("a", "b/c")) & names_of(Keys("a/b", "c"))

@@ -26,17 +26,18 @@ def main() -> int:
     length.add_argument("--faults", type=int, help="how many faults")
     length.add_argument("--requests", type=int, help="how many calls are accepted")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    parser.add_argument("--rate", type=float, default=300.0, help="calls a second in a rush")
+    parser.add_argument("--rate", type=float, default=200.0, help="calls a second in a rush")
     parser.add_argument("--json", type=Path, help="a file for the figures")
-    parser.add_argument("--folder", type=Path, help="where logs and ledgers shall stay")
+    parser.add_argument("--folder", type=Path, help="a new folder in which logs and ledgers stay")
     given = parser.parse_args()
     if given.minutes is given.faults is given.requests is None:
         given.minutes = 1.0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(highlight=False)
     plan = Plan(given.seed, given.rate, given.minutes, given.faults, given.requests)
+    if given.folder:
+        given.folder.mkdir(parents=True)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="redis-batches-chaos-"))
-    folder.mkdir(parents=True, exist_ok=True)
     os.environ[FOLDER_VARIABLE] = str(folder)
     console.print(f"seed {plan.seed}")
     kept = given.folder is not None

@@ -25,6 +25,8 @@ DRAIN_TIMEOUT = 120.0
 KEYS_TIMEOUT = 10.0
 #: Seconds between two lines that say how far it is.
 SAY_INTERVAL = 5.0
+#: Where the broker keeps the doorbells that no worker has fetched.
+QUEUE = "celery"
 #: Keys that stay when nothing waits or runs: counters, tombstones and what tasks there are.
 LASTING = {"stats", "done", "tasks", "beat"}
 
@@ -42,7 +44,7 @@ class Plan:
     """
 
     seed: int
-    rate: float = 300.0
+    rate: float = 200.0
     minutes: float | None = None
     faults: int | None = None
     requests: int | None = None
@@ -71,6 +73,8 @@ class Campaign:
         self._say = say
         self._faults = Faults(cluster, plan.seed)
         self._client: Any = redis.Redis.from_url(cluster.store.url)
+        self._broker: Any = redis.Redis.from_url(cluster.broker.url)
+        self._most_doorbells = 0
         settings = Settings(namespace=tasks.NAMESPACE)
         self._stores = {
             name: Store(self._client, settings, getattr(tasks, name).name)
@@ -88,6 +92,7 @@ class Campaign:
             seconds, blows = time.monotonic() - began, self._faults.blows
             if self._plan.is_over(seconds, len(blows), lambda: self._total("pushed")):
                 return
+            self._most_doorbells = max(self._most_doorbells, self._broker.llen(QUEUE))
             self._faults.strike()
             log.write([asdict(blow) for blow in blows[-1:]], sync=False)
             if time.monotonic() > said + SAY_INTERVAL:
@@ -125,6 +130,7 @@ class Campaign:
             memory=int(self._client.info("memory")["used_memory"]),
             keys=int(self._client.dbsize()),
             drained=drained,
+            doorbells=self._most_doorbells,
             surprises=self._cluster.surprises,
         )
 

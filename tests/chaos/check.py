@@ -36,6 +36,7 @@ class Evidence:
         memory: Bytes that the store uses.
         keys: How many keys it has.
         drained: Seconds from the last fault until nothing was left to run, or None.
+        doorbells: The most that waited in the broker at a time.
         surprises: What happened to processes by itself.
     """
 
@@ -48,6 +49,7 @@ class Evidence:
     memory: int
     keys: int
     drained: float | None
+    doorbells: int = 0
     surprises: Sequence[str] = ()
 
 
@@ -119,6 +121,7 @@ def check(evidence: Evidence) -> Report:
         "recovery p50 (s)": round(median(recoveries), 2) if recoveries else None,
         "recovery max (s)": round(max(recoveries), 2) if recoveries else None,
         "drained after (s)": evidence.drained,
+        "most doorbells in the broker": evidence.doorbells,
         "keys at the end": evidence.keys,
         "memory at the end (B)": evidence.memory,
     }

@@ -26,7 +26,7 @@ def as_json(report: Report, **more: object) -> str:
 def show(console: Console, report: Report) -> None:
     """Prints the table and the verdict."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column(width=26)
+    table.add_column(width=29)
     table.add_column(justify="right", width=16)
     for name, figure in report.figures.items():
         table.add_row(name, "-" if figure is None else f"{figure:,}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from typing import Any
 
@@ -36,9 +38,6 @@ def test_a_killed_workers_batch_runs_again_on_another(cluster: Cluster, shop: An
 
 def test_a_killed_pool_child_is_noticed_at_once(cluster: Cluster, shop: Any) -> None:
     """The main process saw its child die, so nobody waits for the lease."""
-    import os
-    import signal
-
     cluster.worker(TEST_LEASE="600", concurrency=2)
     results = [shop.stall.delay(number) for number in range(4)]
     (run,) = wait_until(ledger, description="the batch runs")
@@ -136,3 +135,14 @@ def test_a_worker_refuses_a_server_that_evicts(cluster: Cluster, shop: Any) -> N
             cluster.worker()
     finally:
         client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_reject_on_worker_lost_does_not_wait_for_the_lease(cluster: Cluster, shop: Any) -> None:
+    """Celery calls no errback then; the batch goes back all the same."""
+    cluster.worker(TEST_LEASE="600")
+    results = [shop.rejecting.delay(number) for number in range(4)]
+    (run,) = wait_until(ledger, description="the batch runs")
+
+    os.kill(run["pid"], signal.SIGKILL)
+
+    assert [result.get(timeout=40) for result in results] == ["attempt 2"] * 4

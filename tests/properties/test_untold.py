@@ -46,7 +46,8 @@ def here(request: pytest.FixtureRequest) -> Iterator[InProcess]:
 
 @pytest.fixture
 def backend_down(here: InProcess, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Takes the result backend down."""
+    """Takes the result backend down, for longer than anybody tells again."""
+    monkeypatch.setattr("redis_batches.batch.TELL_PATIENCE", 0.0)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise ConnectionRefusedError("the result backend is down")

@@ -47,6 +47,12 @@ def stall(requests: list[SimpleRequest]) -> list[str]:
     return [f"attempt {request.attempt}" for request in requests]
 
 
+@batched_task(flush_every=4, flush_interval=0.5, app=app, reject_on_worker_lost=True)
+def rejecting(requests: list[SimpleRequest]) -> list[str]:
+    """As `stall`, with Celery's option."""
+    return stall.function(requests)
+
+
 @batched_task(flush_every=10, flush_interval=0.05, app=app)
 def fast(requests: list[SimpleRequest]) -> None:
     """Waits for a twentieth of a second only."""

@@ -1,0 +1,273 @@
+"""What a run does to its requests, in this process: no broker, no server, no waiting."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from celery import Celery, states
+from celery.exceptions import Ignore, Retry, WorkerLostError
+
+from redis_batches import OptionError, SimpleRequest
+from redis_batches.sweeper import Served, Sweeper
+from redis_batches.worker import batch_tasks
+from tests.conftest import Clock
+from tests.properties.inprocess import InProcess, in_process
+
+
+class Wrong(Exception):
+    """What the functions raise."""
+
+
+def answer(here: InProcess) -> None:
+    """Answers a doorbell, whatever the run raises."""
+    with suppress(Ignore, Retry, Wrong, OSError):
+        here.answer(force=True)
+
+
+def sweep(here: InProcess, clock: Clock, seconds: float) -> None:
+    """Lets time pass, then sweeps."""
+    clock.advance(int(seconds * 1000))
+    store = here.task.inspector._store
+    served = [Served(store, here.task.trigger)]
+    Sweeper(lambda: served, lambda _, bells: here.bells.extend([bells] * bells.count), 1).tick()
+
+
+def use(here: InProcess, clock: Clock) -> None:
+    """Gives the task's store a clock that only the test moves."""
+    clock.now_ms = int(datetime.now(timezone.utc).timestamp() * 1000)
+    here.task.inspector._store._clock = clock
+
+
+def test_a_run_past_its_deadline_still_settles_what_it_owns(clock: Clock) -> None:
+    """Its lease is not renewed any more, but nobody has taken it over: the caller is told."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        lease = requests[0].batch.lease
+        clock.advance(11_000)
+        assert not lease.extend()
+        assert lease.overdue
+        raise Wrong
+
+    with in_process(function, 1, time_limit=10) as here:
+        use(here, clock)
+        result = here.task.delay()
+        answer(here)
+
+        assert result.state == states.FAILURE
+        assert here.task.stats()["acked"] == 1
+
+
+def test_an_old_result_of_the_same_id_is_not_taken_for_this_calls(clock: Clock) -> None:
+    """A second call with the id of a finished one that has to be retried runs again."""
+    runs: list[int] = []
+
+    def function(requests: list[SimpleRequest]) -> list[int]:
+        runs.append(requests[0].args[0])
+        if len(runs) == 2:
+            raise Wrong
+        return [request.args[0] for request in requests]
+
+    with in_process(function, 1, autoretry_for=(Wrong,), default_retry_delay=1) as here:
+        use(here, clock)
+        here.task.apply_async((1,), task_id="k")
+        answer(here)
+        assert here.task.AsyncResult("k").result == 1
+
+        clock.advance(60_000)
+        here.task.apply_async((2,), task_id="k")
+        answer(here)
+        sweep(here, clock, 2)
+        answer(here)
+
+        assert runs == [1, 2, 2]
+
+
+def test_what_an_earlier_run_told_is_not_told_again(clock: Clock) -> None:
+    """A run that died after telling leaves nothing for the second one to do."""
+    runs: list[int] = []
+
+    def function(requests: list[SimpleRequest]) -> list[int]:
+        runs.append(len(requests))
+        return [request.args[0] for request in requests]
+
+    with in_process(function, 2) as here:
+        use(here, clock)
+        results = [here.task.delay(number) for number in range(2)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("redis_batches.lease.Lease.ack", _die)
+            with pytest.raises(KeyboardInterrupt):
+                here.answer()
+        assert [result.state for result in results] == [states.SUCCESS] * 2
+
+        sweep(here, clock, 60)
+        while here.bells:
+            answer(here)
+
+        assert runs == [2]
+        assert here.task.stats()["acked"] == 2
+
+
+def _die(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("ignores", "call", "stored"), [(True, False, True), (False, True, False)])
+def test_a_call_says_whether_its_result_is_stored(ignores: bool, call: bool, stored: bool) -> None:
+    """Whatever the task says."""
+    with in_process(first_argument, 1, ignore_result=ignores) as here:
+        result = here.task.apply_async((1,), ignore_result=call)
+        answer(here)
+
+        assert (here.task.AsyncResult(result.id).state == states.SUCCESS) is stored
+
+
+def first_argument(requests: list[SimpleRequest]) -> list[Any]:
+    """Returns the first argument of each request."""
+    return [request.args[0] for request in requests]
+
+
+def test_at_most_once_holds_when_the_outcome_cannot_be_told(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function does not run again; its requests fail when the lease has ended."""
+    monkeypatch.setattr("redis_batches.batch.TELL_PATIENCE", 0.0)
+    runs: list[int] = []
+
+    def function(requests: list[SimpleRequest]) -> list[int]:
+        runs.append(1)
+        return [1] * len(requests)
+
+    with in_process(function, 1, acks_late=False) as here:
+        use(here, clock)
+        result = here.task.delay()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(here.task.backend, "store_result", _refuse)
+            answer(here)
+        sweep(here, clock, 60)
+        answer(here)
+
+        assert runs == [1]
+        assert isinstance(result.result, WorkerLostError)
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise ConnectionError("the backend is down")
+
+
+def test_an_outcome_is_told_again_while_the_backend_is_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The function ran once, and its result arrives."""
+    monkeypatch.setattr("redis_batches.batch.sleep", lambda _: None)
+    runs: list[int] = []
+
+    def function(requests: list[SimpleRequest]) -> list[int]:
+        runs.append(1)
+        return [7] * len(requests)
+
+    with in_process(function, 1) as here:
+        result = here.task.delay()
+        store, refusals = here.task.backend.store_result, iter([True, True])
+
+        def sometimes(*args: Any, **kwargs: Any) -> Any:
+            if next(refusals, False):
+                raise ConnectionError("the backend is down")
+            return store(*args, **kwargs)
+
+        monkeypatch.setattr(here.task.backend, "store_result", sometimes)
+        answer(here)
+
+        assert (runs, result.result) == ([1], 7)
+
+
+def test_a_result_that_the_backend_refuses_for_good_fails_its_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It does not run again for ever."""
+
+    with in_process(first_argument, 2) as here:
+        results = [here.task.delay(value) for value in ("too large", "fits")]
+        store = here.task.backend.store_result
+
+        def picky(task_id: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+            if value == "too large":
+                raise ValueError("a column is too small")
+            return store(task_id, value, *args, **kwargs)
+
+        monkeypatch.setattr(here.task.backend, "store_result", picky)
+        answer(here)
+
+        assert [result.state for result in results] == [states.FAILURE, states.SUCCESS]
+        assert here.task.stats()["acked"] == 2
+
+
+def test_a_bare_retry_retries_what_is_undecided(clock: Clock) -> None:
+    """As `self.retry()` does."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        requests[0].succeed("first")
+        raise Retry(exc=Wrong(), when=5)
+
+    with in_process(function, 2) as here:
+        use(here, clock)
+        results = [here.task.delay() for _ in range(2)]
+        answer(here)
+
+        assert [result.state for result in results] == [states.SUCCESS, states.RETRY]
+        assert here.task.stats()["delayed"] == 1
+
+
+def test_an_expired_call_is_revoked_and_does_not_run() -> None:
+    """As Celery's workers do; the others of its batch run."""
+    ran: list[Any] = []
+
+    def function(requests: list[SimpleRequest]) -> list[Any]:
+        ran.extend(request.args[0] for request in requests)
+        return [None] * len(requests)
+
+    with in_process(function, 2) as here:
+        past = datetime.now(timezone.utc) - timedelta(seconds=1)
+        expired = here.task.apply_async(("old",), expires=past)
+        fresh = here.task.apply_async(("new",), expires=3600)
+        answer(here)
+
+        assert ran == ["new"]
+        assert (expired.state, fresh.state) == (states.REVOKED, states.SUCCESS)
+        assert here.task.stats()["acked"] == 2
+
+
+@pytest.mark.parametrize("option", ["time_limit", "soft_time_limit"])
+def test_a_time_limit_of_a_call_is_refused(option: str) -> None:
+    """One limit holds for a batch, so it belongs to the task."""
+    with in_process(first_argument, 2, **{option: 5}) as here:
+        here.task.apply_async((1,), **{option: 5})
+        with pytest.raises(OptionError, match="set on the task"):
+            here.task.apply_async((1,), **{option: 6})
+
+
+def test_another_packages_batch_task_is_none_of_ours(app: Celery) -> None:
+    """An app may use both while it migrates, task by task."""
+
+    @app.task(flush_every=10, flush_interval=1)
+    def theirs(requests: list[Any]) -> None:
+        pass
+
+    assert batch_tasks(app) == []
+
+
+def test_flush_asks_for_everything_and_fills_no_broker() -> None:
+    """Each forced batch rings for the next."""
+    with in_process(first_argument, 2) as here:
+        results = [here.task.delay(number) for number in range(101)]
+        here.bells.clear()
+
+        assert here.task.flush() == 51
+        assert len(here.bells) == 16
+        while here.bells:
+            answer(here)
+
+        assert here.task.stats()["acked"] == 101
+        assert results[-1].result == 100

@@ -68,9 +68,10 @@ class DoorbellRequest(Request):
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
         """Takes the batch back, too, where Celery calls no errback: `reject_on_worker_lost`."""
         super().on_failure(exc_info, *args, **kwargs)
-        if isinstance(exc_info.exception, WorkerLostError):
+        exc = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(exc, WorkerLostError):
             this: Any = self
-            take_back(this.app, this._context, exc_info.exception)
+            take_back(this.app, this._context, exc)
 
 
 class SweeperStep(bootsteps.StartStopStep):

@@ -90,6 +90,7 @@ def test_a_batch_comes_back_at_once_from_a_worker_that_was_seen_to_die(store: St
     reclaim(store, push_and_claim(store, *"abc"))
 
     assert waiting(store) == ["a", "b", "c"]
+    assert store.stats()["reclaimed"] == 1
 
 
 def test_what_came_back_is_rung_for(store: Store) -> None:

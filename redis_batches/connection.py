@@ -53,6 +53,7 @@ def connect(url: str, timeout: float, retries: int) -> redis.Redis:
         retry=Retry(
             ExponentialBackoff(cap=1.0, base=0.05),
             retries,
-            supported_errors=(ConnectionError, TimeoutError, BusyLoadingError),
+            # redis-py 5 lets a refused connection out as an OSError.
+            supported_errors=(ConnectionError, TimeoutError, BusyLoadingError, OSError),
         ),
     )

@@ -131,6 +131,7 @@ class Campaign:
             keys=int(self._client.dbsize()),
             drained=drained,
             doorbells=self._most_doorbells,
+            stuck=self._cluster.stuck,
             surprises=self._cluster.surprises,
         )
 

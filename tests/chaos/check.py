@@ -37,6 +37,7 @@ class Evidence:
         keys: How many keys it has.
         drained: Seconds from the last fault until nothing was left to run, or None.
         doorbells: The most that waited in the broker at a time.
+        stuck: Producers that a call did not return to.
         surprises: What happened to processes by itself.
     """
 
@@ -50,6 +51,7 @@ class Evidence:
     keys: int
     drained: float | None
     doorbells: int = 0
+    stuck: Sequence[str] = ()
     surprises: Sequence[str] = ()
 
 
@@ -96,6 +98,7 @@ def check(evidence: Evidence) -> Report:
         "oversize": [run.token for run in runs if _is_oversize(run)],
         "settled twice or never": _miscounted(evidence, known),
         "hung callers": [key for key, (state, _) in evidence.answers.items() if not _ready(state)],
+        "calls that did not return": list(evidence.stuck),
         "wrong results": list(_wrong(evidence)),
         "too many duplicates": sorted(twice) if twice.total() > bound else [],
         "stray keys": [f"{key}: {value}" for key, value in evidence.strays.items()],

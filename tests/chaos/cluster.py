@@ -20,6 +20,8 @@ from tests.chaos.tasks import PARENT_VARIABLE
 ROOT = Path(__file__).parents[2]
 WORKERS, CONCURRENCY, PRODUCERS = 3, 2, 3
 START_TIMEOUT = 60.0
+#: Seconds in which any call has to return, whatever happens to the servers.
+CALL_TIMEOUT = 60.0
 #: Seconds in which a worker that was told to end has to.
 SHUTDOWN_TIMEOUT = 30.0
 POLL = 0.05
@@ -105,6 +107,7 @@ class Cluster:
         broker: The server that is broker and result backend.
         workers: Those that shall run.
         producers: Those that shall run.
+        stuck: Producers that a call did not return to.
         surprises: What happened to a process without being done to it.
     """
 
@@ -118,6 +121,7 @@ class Cluster:
         self.workers: list[Member] = []
         self.producers: list[Member] = []
         self.beat: Member | None = None
+        self.stuck: list[str] = []
         self.surprises: list[str] = []
 
     def __enter__(self) -> Cluster:
@@ -212,11 +216,17 @@ class Cluster:
             self.resume(worker)
         for producer in self.producers:
             producer.tell(signal.SIGTERM)
-        self.wait(
-            lambda: not any(producer.running for producer in self.producers),
-            START_TIMEOUT,
-            "the producers have ended",
-        )
+        with suppress(TimeoutError):
+            self.wait(
+                lambda: not any(producer.running for producer in self.producers),
+                CALL_TIMEOUT,
+                "the producers have ended",
+            )
+        for producer in self.producers:
+            if producer.running:
+                self.stuck.append(producer.name)
+                # It writes its stack into its log.
+                producer.signal_all(signal.SIGUSR1)
         self.wait(lambda: len(self.ready) == WORKERS, START_TIMEOUT, "the workers are ready")
 
     def wait(self, until: Callable[[], bool], timeout: float, what: str) -> None:

@@ -6,6 +6,7 @@ that it is at.
 
 from __future__ import annotations
 
+import faulthandler
 import random
 import signal
 import sys
@@ -80,6 +81,7 @@ def main(name: str, seed: str, rate: str) -> None:
     """Calls until it is told to end."""
     producer = Producer(name, int(seed), float(rate))
 
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     signal.signal(signal.SIGTERM, lambda *_: producer.stopped.set())
     producer.run()
 

@@ -215,6 +215,19 @@ def test_a_crash_alone_is_counted_as_such(store: Store) -> None:
     assert (request.attempts.crashes, request.attempts.alone) == (3, 2)
 
 
+def test_a_request_that_died_alone_stays_alone(store: Store) -> None:
+    """It is not mixed with new ones."""
+    four = Trigger(4, INTERVAL_MS)
+    lease = push_and_claim(store, "a", "b", trigger=four)
+    for _ in range(2):
+        reclaim(store, lease, trigger=four)
+        lease = claim(store, four)
+    reclaim(store, lease, trigger=four)
+    push(store, *"cdef", trigger=four)
+
+    assert [ids_of(claim(store, four)) for _ in range(3)] == [["a"], ["b"], ["c", "d", "e", "f"]]
+
+
 def test_a_run_that_must_not_be_repeated_is_marked(store: Store) -> None:
     """Whoever claims it next tells its caller, and does not run it."""
     lease = push_and_claim(store, "a", once=True)

@@ -136,6 +136,8 @@ class Simulation:
         for key, dump in self._replica.items():
             world.client.restore(key, 0, dump)
         world.now_ms += SECOND
+        # What is still on its way goes to the old server.
+        world.store.late.clear()
         stored = {world.call_of(item.envelope).serial for item in world.read().items.values()}
         for call in world.calls.values():
             call.moved = call.forgotten = True

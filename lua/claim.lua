@@ -54,13 +54,17 @@ redis.call('HLEN', own)
 redis.call('HLEN', items)
 redis.call('HLEN', attempts)
 
-local function describe(entries, reply)
+local function ids_of(entries)
   local ids = {}
   for i, entry in ipairs(entries) do
     local _, _, id = read_entry(entry)
     ids[i] = id
   end
-  local values, records = call_many('HMGET', items, ids), call_many('HMGET', attempts, ids)
+  return ids
+end
+
+local function describe(entries, values, reply)
+  local records = call_many('HMGET', attempts, ids_of(entries))
   for i, entry in ipairs(entries) do
     reply[#reply + 1] = entry
     reply[#reply + 1] = records[i] or ''
@@ -72,7 +76,8 @@ end
 if known then
   local claim = read_claim(known)
   local reply = {'claimed', claim.fence, int(claim.started_ms), 0, claim.route}
-  return describe(owned_entries(batch, own, token), reply)
+  local entries = owned_entries(batch, own, token)
+  return describe(entries, call_many('HMGET', items, ids_of(entries)), reply)
 end
 if ended then
   return {'ended'}
@@ -117,18 +122,14 @@ local function take(entry, value, owner)
     return false
   end
   bytes = bytes + #value
-  taken[#taken + 1], nonces[id] = entry, read_nonce(value, id)
+  taken[#taken + 1], values[#values + 1], nonces[id] = entry, value, read_nonce(value, id)
   return true
 end
 
 local open = waiting > 0
 while open and scanned < waiting and scanned < flush_every + CHUNK do
   local entries = redis.call('LRANGE', pending, scanned, scanned + math.min(flush_every, CHUNK) - 1)
-  local ids = {}
-  for i, entry in ipairs(entries) do
-    local _, _, id = read_entry(entry)
-    ids[i] = id
-  end
+  local ids = ids_of(entries)
   local found, owners = redis.call('HMGET', items, unpack(ids)), redis.call('HMGET', own, unpack(ids))
   for i, entry in ipairs(entries) do
     if not take(entry, found[i], owners[i]) then
@@ -187,4 +188,4 @@ local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now
 if redis.call('LLEN', pending) == 0 and not waits_elsewhere then
   redis.call('HDEL', routes, group)
 end
-return describe(taken, {'claimed', int(fence), int(now), signals, route})
+return describe(taken, values, {'claimed', int(fence), int(now), signals, route})

@@ -77,8 +77,10 @@ clamp(delayed, longest_ms, function() return longest_ms end)
 
 if greet then
   for _, group in ipairs(redis.call('ZRANGE', groups, 0, limit - 1)) do
-    if read_bells(redis.call('HGET', bells, group), now).out > 0 then
-      redis.call('HDEL', bells, group)
+    local state = read_bells(redis.call('HGET', bells, group), now)
+    if state.out > 0 then
+      state.rung_ms, state.pause_ms = now - MIN_PAUSE_MS, MIN_PAUSE_MS
+      redis.call('HSET', bells, group, write_bells(state))
       redis.call('ZADD', groups, int(now), group)
     end
   end

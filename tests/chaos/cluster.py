@@ -22,8 +22,8 @@ WORKERS, CONCURRENCY, PRODUCERS = 3, 2, 3
 START_TIMEOUT = 60.0
 #: Seconds in which any call has to return, whatever happens to the servers.
 CALL_TIMEOUT = 60.0
-#: Seconds in which a worker that was told to end has to.
-SHUTDOWN_TIMEOUT = 30.0
+#: Seconds in which a worker that was told to end has to; Celery may take 30 to notice a new broker.
+SHUTDOWN_TIMEOUT = 45.0
 POLL = 0.05
 
 

@@ -103,7 +103,7 @@ def result_of(request: SimpleRequest) -> int:
 
 def in_trouble(request: SimpleRequest, trouble: str) -> bool:
     """Whether this run of a request does something wrong."""
-    return bool(request.args[2] == trouble and request.retries == 0)
+    return bool(request.args[2] == trouble and request.attempt == 1)
 
 
 def end_with(parent: int) -> None:

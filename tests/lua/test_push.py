@@ -9,6 +9,7 @@ from redis_batches.store import Store
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,
+    HOUR,
     INTERVAL_MS,
     MIN_PAUSE_MS,
     OTHER,
@@ -105,6 +106,18 @@ def test_a_doorbell_that_is_lost_again_is_waited_for_twice_as_long(
     assert push(store, "e").bells.count == 0
     clock.advance(1)
     assert push(store, "f").bells.count == 1
+
+
+def test_a_doorbell_that_was_answered_long_ago_is_not_taken_for_lost(
+    store: Store, clock: Clock
+) -> None:
+    """Every full batch is rung for, though the last doorbell was an hour ago."""
+    slow = Trigger(3, 100 * HOUR)
+    push(store, *"abcd", trigger=slow)
+    claim(store, slow, bell="bell")
+    clock.advance(HOUR)
+
+    assert push(store, *"efghi", trigger=slow).bells.count == 2
 
 
 def test_without_an_interval_whatever_waits_is_due(store: Store) -> None:

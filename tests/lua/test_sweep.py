@@ -235,7 +235,7 @@ def test_a_worker_that_starts_rings_again(store: Store, clock: Clock) -> None:
     swept = store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000, greet=True)
     assert swept is not None
     assert len(swept.bells) == 1
-    assert read(store).bell(GROUP.id)[2] == MIN_PAUSE_MS
+    assert read(store).bell(GROUP.id)[2] == 2 * MIN_PAUSE_MS
     assert store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000) is None
 
 

@@ -75,6 +75,9 @@ def check_function(fun: Callable[..., Any], *, bound: bool) -> None:
         fun: The batch function.
         bound: Whether Celery will pass the task in front (`bind=True`).
     """
+    if inspect.iscoroutinefunction(fun) or inspect.isgeneratorfunction(fun):
+        allowed = "a plain function; it may call asyncio.run()"
+        raise OptionError("the batch function", fun, allowed)
     probe = (object(),) * (2 if bound else 1)
     try:
         inspect.signature(fun).bind(*probe)

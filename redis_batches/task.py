@@ -13,7 +13,7 @@ from kombu.utils.uuid import uuid
 from redis_batches import worker
 from redis_batches.backends import watch_app
 from redis_batches.batch import Batch, running
-from redis_batches.config import check_function, check_name, make_trigger
+from redis_batches.config import check_function, check_name, check_task_id, make_trigger
 from redis_batches.doorbell import MARKER, ring
 from redis_batches.errors import OptionError
 from redis_batches.inspector import Inspector
@@ -98,6 +98,8 @@ class Batches(Task):  # type: ignore[type-arg]
             if options.get(name) not in (None, getattr(self, name)):
                 allowed = "set on the task: one limit holds for all calls of a batch"
                 raise OptionError(name, options[name], allowed)
+        if task_id is not None:
+            check_task_id(task_id)
         if not app.conf.task_always_eager:
             connection = options.pop("connection", None)
             if connection is not None:

@@ -108,6 +108,16 @@ def test_a_doorbell_that_is_lost_again_is_waited_for_twice_as_long(
     assert push(store, "f").bells.count == 1
 
 
+def test_calls_do_not_put_off_a_lost_doorbell(store: Store, clock: Clock) -> None:
+    """A sweep rings when its pause is over, however many calls come meanwhile."""
+    push(store, *"abc")
+    due_ms = clock.now_ms + MIN_PAUSE_MS
+    clock.advance(MIN_PAUSE_MS // 2)
+    push(store, "d")
+
+    assert attention(store) == due_ms
+
+
 def test_a_doorbell_that_was_answered_long_ago_is_not_taken_for_lost(
     store: Store, clock: Clock
 ) -> None:

@@ -57,7 +57,23 @@ def test_a_function_that_cannot_take_the_requests_is_refused(app: Celery, bad: A
         batched_task(10, 1, app=app)(bad)
 
 
-@pytest.mark.parametrize("task_id", ["a b", "x" * 129, "ü", 7, "a\n"])
+async def coroutine(requests: list[Any]) -> None:
+    """Is not awaited by anybody."""
+
+
+def generator(requests: list[Any]) -> Any:
+    """Is not run by anybody."""
+    yield from requests
+
+
+@pytest.mark.parametrize("bad", [coroutine, generator])
+def test_a_function_that_does_not_run_when_called_is_refused(app: Celery, bad: Any) -> None:
+    """It would do nothing."""
+    with pytest.raises(OptionError, match="a plain function"):
+        batched_task(10, 1, app=app)(bad)
+
+
+@pytest.mark.parametrize("task_id", ["", "a b", "x" * 129, "ü", 7, "a\n"])
 def test_a_task_id_that_redis_cannot_hold_is_refused(app: Celery, task_id: Any) -> None:
     """Nothing is stored."""
     task = batched_task(10, 1, app=app)(function)

@@ -10,6 +10,7 @@ from tests.chaos.campaign import Plan, run
 from tests.chaos.ledger import FOLDER_VARIABLE
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(400)
 def test_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is killed, paused or restarted, every accepted call runs and ends once."""

@@ -18,7 +18,7 @@
 -- ARGV[2]  group        text
 -- ARGV[3]  token        text  a fresh nonce of this run
 -- ARGV[4]  bell         text  id of the doorbell that woke the worker, or empty
--- ARGV[5]  rung_ms      int   when it was rung; 0: last of all
+-- ARGV[5]  rung_ms      int   when it was rung; 0: not known
 -- ARGV[6]  flush_every  int
 -- ARGV[7]  interval_ms  int
 -- ARGV[8]  lease_ms     int
@@ -96,7 +96,7 @@ local function answer_bell()
     return
   end
   state.out = math.max(state.out - 1, 0)
-  if state.feared and (rung_ms == 0 or rung_ms >= state.rung_ms) then
+  if state.feared and rung_ms >= state.rung_ms then
     state.out = 0
   end
   state.feared = state.feared and state.out > 0

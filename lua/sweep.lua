@@ -17,8 +17,9 @@
 -- ARGV[6] greet        int   1: a worker has just started; ring again for what nobody answered
 -- ARGV[7] limit        int   names of each kind
 --
--- Returns {"swept", wait_ms or -1, {(group, route)*}, {(token, group)*}, {ready group:id*}}, where
--- wait_ms is the time until something else wants attention; or {"follower"}. Cost O(limit log n).
+-- Returns {"swept", wait_ms or -1, {(group, route)*}, {(token, group)*}, {ready group:id*}, now_ms},
+-- where wait_ms is the time until something else wants attention; or {"follower"}.
+-- Cost O(limit log n).
 local groups, bells, routes, leases, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local delayed, eta, done, stats = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local now_ms, sweeper, fresh_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -120,4 +121,4 @@ for _, key in ipairs({groups, leases, delayed, eta}) do
     wait_ms = wait_ms < 0 and ahead_ms or math.min(wait_ms, ahead_ms)
   end
 end
-return {'swept', int(wait_ms), due, expired, ready}
+return {'swept', int(wait_ms), due, expired, ready, int(now)}

@@ -197,7 +197,7 @@ class Store:
         )
         if reply[0] == "follower":
             return None
-        _, wait, due, expired, members = reply
+        _, wait, due, expired, members, now_ms = reply
         ready: dict[str, list[str]] = {}
         for member in members:
             group, _, task_id = text(member).partition(":")
@@ -205,7 +205,7 @@ class Store:
         return Swept(
             wait_ms=None if int(wait) < 0 else int(wait),
             bells=tuple(
-                Bells(text(group), text(route), 1, 0)
+                Bells(text(group), text(route), 1, int(now_ms))
                 for group, route in zip(due[::2], due[1::2], strict=True)
             ),
             expired=tuple(

@@ -62,7 +62,7 @@ def test_a_batch_whose_interval_is_over_is_rung_for(store: Store, clock: Clock) 
     clock.advance(INTERVAL_MS - 1)
     assert sweep(store) == Swept(1)
     clock.advance(1)
-    assert sweep(store).bells == (Bells(GROUP.id, GROUP.route, 1, 0),)
+    assert sweep(store).bells == (Bells(GROUP.id, GROUP.route, 1, clock.now_ms),)
     assert sweep(store).bells == ()
 
 
@@ -437,3 +437,20 @@ def test_a_batch_that_was_lost_runs_at_last(store: Store, clock: Clock, belfry: 
     clock.advance(MAX_PAUSE_MS)
     sweeper.tick()
     assert ids_of(claim(store)) == ["a"]
+
+
+def test_workers_that_start_one_after_another_do_not_flood_the_broker(
+    store: Store, clock: Clock
+) -> None:
+    """Each rings once more; its doorbell does not pass for one that overtook the others."""
+    push(store, *(f"id{number}" for number in range(300)))
+    rung = [clock.now_ms] * 16
+    for number in range(10):
+        clock.advance(10)
+        swept = store.sweep(INTERVAL_MS, sweeper=f"w{number}", fresh_ms=3000, greet=True)
+        assert swept is not None
+        rung += [bells.rung_ms for bells in swept.bells]
+        bells = claim(store, bell=f"bell{number}", rung_ms=rung.pop(0)).bells
+        rung += [bells.rung_ms] * bells.count
+
+    assert len(rung) <= 16 + 10

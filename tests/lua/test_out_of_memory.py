@@ -176,14 +176,17 @@ def test_what_was_delayed_can_be_promoted(
     assert waiting(store) == ["a"]
 
 
-def test_a_sweeper_goes_on(store: Store, lease: Lease, memory: Memory, clock: Clock) -> None:
+@pytest.mark.parametrize("name", ["", "anne"], ids=["beat", "worker"])
+def test_a_sweeper_goes_on(
+    store: Store, lease: Lease, memory: Memory, clock: Clock, name: str
+) -> None:
     """Else nobody would be woken, and the memory would stay full."""
     push(store, call("g", eta_ms=clock.now_ms + SECOND), "h")
     clock.advance(LEASE_MS)
     memory.is_full()
     rung = []
     served = [Served(store, TRIGGER)]
-    Sweeper(lambda: served, lambda _, bells: rung.append(bells), 1.0, "anne").tick()
+    Sweeper(lambda: served, lambda _, bells: rung.append(bells), 1.0, name).tick()
 
     assert sum(bells.count for bells in rung) > 0
     assert waiting(store) == [*"abcdef", "h", "g"]

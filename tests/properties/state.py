@@ -173,10 +173,12 @@ class State:
         """What is owned is in one live batch."""
         tokens = {name for name in self.claims if not name.startswith("bell:")}
         ensure(tokens == self.leases.keys(), "claims and leases name different runs")
+        held = Counter(
+            (token, entry.id) for token, entries in self.batches.items() for entry in entries
+        )
         for task_id, value in self.own.items():
             token = value.partition(":")[0]
-            ids = [entry.id for entry in self.batches.get(token, ())]
-            ensure(ids.count(task_id) == 1, "owned, but not in the batch", task_id, token)
+            ensure(held[token, task_id] == 1, "owned, but not in the batch", task_id, token)
         for name, token in self.claims.items():
             ensure(name in tokens or token in tokens, "a doorbell names no run", name)
 

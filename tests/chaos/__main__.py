@@ -27,6 +27,7 @@ def main() -> int:
     length.add_argument("--requests", type=int, help="how many calls are accepted")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--rate", type=float, default=200.0, help="calls a second in a rush")
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between faults, at most")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     parser.add_argument("--folder", type=Path, help="a new folder in which logs and ledgers stay")
     given = parser.parse_args()
@@ -34,7 +35,7 @@ def main() -> int:
         given.minutes = 1.0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(highlight=False)
-    plan = Plan(given.seed, given.rate, given.minutes, given.faults, given.requests)
+    plan = Plan(given.seed, given.rate, given.every, given.minutes, given.faults, given.requests)
     if given.folder:
         given.folder.mkdir(parents=True)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="redis-batches-chaos-"))

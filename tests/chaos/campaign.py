@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,9 +13,10 @@ import redis
 from celery import Celery
 
 from redis_batches.config import Settings
+from redis_batches.scripts import chunked
 from redis_batches.store import Store
 from tests.chaos import tasks
-from tests.chaos.check import Evidence, Report, check
+from tests.chaos.check import Evidence, Report, Sample, check
 from tests.chaos.cluster import Cluster
 from tests.chaos.faults import Faults
 from tests.chaos.ledger import Call, Log, read_calls, read_runs
@@ -38,6 +40,7 @@ class Plan:
     Attributes:
         seed: Decides the calls and the faults.
         rate: Calls a second in a rush.
+        every: Seconds between two faults, at most.
         minutes: Time with faults.
         faults: Faults.
         requests: Accepted calls.
@@ -45,6 +48,7 @@ class Plan:
 
     seed: int
     rate: float = 200.0
+    every: float = 1.0
     minutes: float | None = None
     faults: int | None = None
     requests: int | None = None
@@ -71,10 +75,11 @@ class Campaign:
         self._cluster = cluster
         self._plan = plan
         self._say = say
-        self._faults = Faults(cluster, plan.seed)
+        self._faults = Faults(cluster, plan.seed, plan.every)
         self._client: Any = redis.Redis.from_url(cluster.store.url)
         self._broker: Any = redis.Redis.from_url(cluster.broker.url)
         self._most_doorbells = 0
+        self._samples: list[Sample] = []
         settings = Settings(namespace=tasks.NAMESPACE)
         self._stores = {
             name: Store(self._client, settings, getattr(tasks, name).name)
@@ -97,6 +102,7 @@ class Campaign:
             log.write([asdict(blow) for blow in blows[-1:]], sync=False)
             if time.monotonic() > said + SAY_INTERVAL:
                 said = time.monotonic()
+                self._samples.append(self._sample(seconds))
                 self._say(f"{seconds:6.0f} s {len(blows):5,} faults {self._progress()}")
 
     def drain(self) -> float | None:
@@ -127,8 +133,7 @@ class Campaign:
             stats={name: store.stats() for name, store in self._stores.items()},
             answers=self._answers(calls),
             strays={key: self._content(key) for key in self._strays()},
-            memory=int(self._client.info("memory")["used_memory"]),
-            keys=int(self._client.dbsize()),
+            samples=[*self._samples, self._sample(math.inf)],
             drained=drained,
             doorbells=self._most_doorbells,
             stuck=self._cluster.stuck,
@@ -136,13 +141,24 @@ class Campaign:
         )
 
     def _answers(self, calls: dict[str, Call]) -> dict[str, tuple[str, Any]]:
-        app = Celery(backend=self._cluster.backend_url, set_as_current=False)
+        backend: Any = Celery(backend=self._cluster.backend_url, set_as_current=False).backend
+        asked = {
+            key: backend.get_key_for_task(call.task_id)
+            for key, call in calls.items()
+            if call.task_id and call.task != "count"
+        }
         answers: dict[str, tuple[str, Any]] = {}
-        for key, call in calls.items():
-            if call.task_id and call.task != "count":
-                result = app.AsyncResult(call.task_id)
-                answers[key] = result.state, result.result
+        for chunk in chunked(asked.items(), 1000):
+            stored = backend.client.mget([name for _, name in chunk])
+            for (key, _), value in zip(chunk, stored, strict=True):
+                meta = backend.decode_result(value) if value else {"status": "PENDING"}
+                answers[key] = meta["status"], meta.get("result")
         return answers
+
+    def _sample(self, seconds: float) -> Sample:
+        waiting = sum(store.stats()["waiting"] for store in self._stores.values())
+        memory = int(self._client.info("memory")["used_memory"])
+        return Sample(seconds, memory, int(self._client.dbsize()), waiting)
 
     def _is_drained(self) -> bool:
         stats = [store.stats() for store in self._stores.values()]

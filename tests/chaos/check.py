@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from statistics import median
 from typing import Any
 
@@ -23,6 +24,23 @@ EXAMPLES = 20
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What the store held at a time.
+
+    Attributes:
+        seconds: Since the first fault; infinite at the end.
+        memory: Bytes that it used.
+        keys: How many keys it had.
+        waiting: Requests that waited.
+    """
+
+    seconds: float
+    memory: int
+    keys: int
+    waiting: int
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that is known when nothing runs any more.
 
@@ -33,8 +51,7 @@ class Evidence:
         stats: What `Store.stats` says of each task, by its short name.
         answers: State and result of accepted calls whose task stores results.
         strays: Keys of the store that nobody needs any more, with what they hold.
-        memory: Bytes that the store uses.
-        keys: How many keys it has.
+        samples: What the store held while it went on, and at the end.
         drained: Seconds from the last fault until nothing was left to run, or None.
         doorbells: The most that waited in the broker at a time.
         stuck: Producers that a call did not return to.
@@ -47,8 +64,7 @@ class Evidence:
     stats: Mapping[str, Mapping[str, int]]
     answers: Mapping[str, tuple[str, Any]]
     strays: Mapping[str, str]
-    memory: int
-    keys: int
+    samples: Sequence[Sample]
     drained: float | None
     doorbells: int = 0
     stuck: Sequence[str] = ()
@@ -104,7 +120,9 @@ def check(evidence: Evidence) -> Report:
         "stray keys": [f"{key}: {value}" for key, value in evidence.strays.items()],
         "not drained": [] if evidence.drained is not None else ["requests still wait or run"],
     }
-    recoveries = _recoveries(evidence)
+    recoveries = [seconds for seconds, _ in _recoveries(evidence)]
+    undisturbed = [seconds for seconds, alone in _recoveries(evidence) if alone]
+    early, late = _growth(evidence.samples)
     waits = [max(run.waited) for run in runs if run.attempts[0] == 1]
     report.figures = {
         "attempted": len(calls),
@@ -123,10 +141,17 @@ def check(evidence: Evidence) -> Report:
         "recoveries": len(recoveries),
         "recovery p50 (s)": round(median(recoveries), 2) if recoveries else None,
         "recovery max (s)": round(max(recoveries), 2) if recoveries else None,
+        "undisturbed recoveries": len(undisturbed),
+        "undisturbed p50 (s)": round(median(undisturbed), 2) if undisturbed else None,
+        "undisturbed max (s)": round(max(undisturbed), 2) if undisturbed else None,
         "drained after (s)": evidence.drained,
         "most doorbells in the broker": evidence.doorbells,
-        "keys at the end": evidence.keys,
-        "memory at the end (B)": evidence.memory,
+        "keys, early": early.keys,
+        "keys, late": late.keys,
+        "keys at the end": evidence.samples[-1].keys,
+        "memory, early (B)": early.memory,
+        "memory, late (B)": late.memory,
+        "memory at the end (B)": evidence.samples[-1].memory,
     }
     return report
 
@@ -183,23 +208,37 @@ def _is_late(run: Run) -> bool:
     return run.attempts[0] == 1 and len(run.calls) < FLUSH_EVERY and max(run.waited) > allowed
 
 
-def _recoveries(evidence: Evidence) -> list[float]:
-    """Returns, for each batch that a kill broke off, seconds until the last of it ran again.
+def _growth(samples: Sequence[Sample]) -> tuple[Sample, Sample]:
+    """Returns what the store held in the second quarter of the time, and in the last: medians."""
+    quarter = max(len(samples) // 4, 1)
+    return _middle(samples[quarter : 2 * quarter] or samples), _middle(samples[-quarter:])
 
-    Requests that never ran again had been settled before.
+
+def _middle(samples: Sequence[Sample]) -> Sample:
+    rows = [(each.memory, each.keys, each.waiting) for each in samples]
+    memory, keys, waiting = (round(median(column)) for column in zip(*rows, strict=True))
+    return Sample(samples[0].seconds, memory, keys, waiting)
+
+
+def _recoveries(evidence: Evidence) -> Iterable[tuple[float, bool]]:
+    """Yields, for each batch that a kill broke off, seconds until the last of it ran again.
+
+    With each whether no other fault came between. Requests that never ran again had been settled
+    before.
     """
-    found = []
-    for blow in evidence.blows:
-        for broken in evidence.runs:
-            if broken.pid not in blow.killed or broken.ended or broken.at > blow.at:
-                continue
-            again = [
-                next((run.at for run in evidence.runs if run.at > blow.at and key in run.calls), 0)
-                for key in broken.calls
-            ]
-            if any(again):
-                found.append(max(again) - blow.at)
-    return found
+    starts: dict[str, list[float]] = {}
+    broken: dict[int, list[Run]] = {}
+    for run in evidence.runs:
+        for key in run.calls:
+            starts.setdefault(key, []).append(run.at)
+        if not run.ended:
+            broken.setdefault(run.pid, []).append(run)
+    for blow, following in zip_longest(evidence.blows, evidence.blows[1:]):
+        for run in (run for pid in blow.killed for run in broken.get(pid, ())):
+            later = ([at for at in starts[key] if at > blow.at] for key in run.calls)
+            again = max((ats[0] for ats in later if ats), default=None)
+            if run.at <= blow.at and again is not None:
+                yield again - blow.at, following is None or again < following.at
 
 
 def _brief(error: str) -> str:

@@ -138,19 +138,21 @@ class Faults:
     Args:
         cluster: What is struck.
         seed: Decides which faults happen when.
+        every: Seconds between two faults, at most; half of it at least.
 
     Attributes:
         blows: What was done so far.
     """
 
-    def __init__(self, cluster: Cluster, seed: int) -> None:
+    def __init__(self, cluster: Cluster, seed: int, every: float = 1.0) -> None:
         self._cluster = cluster
+        self._every = every
         self._dice = random.Random(seed)
         self.blows: list[Blow] = []
 
     def pause(self) -> float:
         """Returns seconds until the next fault."""
-        return self._dice.uniform(0.5, 1.0)
+        return self._dice.uniform(self._every / 2, self._every)
 
     def strike(self) -> None:
         """Does the next fault that is possible."""

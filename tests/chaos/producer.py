@@ -22,7 +22,7 @@ GROUP = 10
 #: How often each task is called, by its short name.
 WEIGHTS = {"square": 35, "count": 35, "fetch": 20, "limited": 10}
 #: How often the calls of a task are in trouble, by the trouble.
-TROUBLES = {"fetch": {tasks.ALONE: 0.05, tasks.BATCH: 0.02}, "limited": {tasks.HANG: 0.004}}
+TROUBLES = {"fetch": {tasks.ALONE: 0.05, tasks.BATCH: 0.004}, "limited": {tasks.HANG: 0.001}}
 #: Seconds of a rush, and of the quiet after it, in which only the interval makes batches due.
 RUSH, QUIET = 4.0, 2.0
 QUIET_RATE = 4.0

@@ -17,7 +17,7 @@ from celery import Celery
 from redis_batches import SimpleRequest, batched_task
 from tests.chaos.ledger import Recorded
 
-FLUSH_EVERY = 10
+FLUSH_EVERY = 50
 LEASE = 2.0
 SWEEP_INTERVAL = 1.0
 TIME_LIMIT = 1.5

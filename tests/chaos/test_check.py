@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.check import Evidence, check
+from tests.chaos.check import Evidence, Sample, check
 from tests.chaos.faults import Blow
 from tests.chaos.ledger import FOLDER_VARIABLE, Call, Log, Run, read_calls
 
@@ -31,8 +31,7 @@ GOOD = Evidence(
     stats={"square": SETTLED},
     answers={key: ("SUCCESS", call.number**2) for key, call in CALLS.items()},
     strays={},
-    memory=0,
-    keys=0,
+    samples=[Sample(0.0, 1000, 5, 0)],
     drained=1.0,
 )
 WRONG: dict[str, dict[str, Any]] = {
@@ -84,6 +83,29 @@ def test_faults_allow_duplicates_and_tell_the_recovery() -> None:
     assert report.passed
     assert report.figures["duplicates"] == 3
     assert report.figures["recovery max (s)"] == 2.0
+    assert report.figures["undisturbed max (s)"] == 2.0
+
+
+def test_a_recovery_during_which_something_else_broke_is_told_apart() -> None:
+    """How long a recovery takes by itself, only those say that nothing else disturbed."""
+    broken = run_of(*CALLS, pid=7, ended=False)
+    again = run_of(*CALLS, at=3.5, attempts=[2] * 3)
+    blows = [Blow("kill_child", 1.5, (7,)), Blow("crash_broker", 2.5)]
+
+    report = check(replace(GOOD, runs=[broken, again], blows=blows))
+
+    assert report.figures["recoveries"] == 1
+    assert report.figures["undisturbed recoveries"] == 0
+
+
+def test_growth_is_told_early_and_late() -> None:
+    """The first quarter, while it warms up, does not count."""
+    samples = [Sample(float(n), 100 * n, 10 + n, 0) for n in range(8)]
+
+    figures = check(replace(GOOD, samples=samples)).figures
+
+    assert (figures["memory, early (B)"], figures["memory, late (B)"]) == (250, 650)
+    assert (figures["keys, early"], figures["keys, late"]) == (12, 16)
 
 
 def test_a_line_that_was_not_finished_was_never_announced(

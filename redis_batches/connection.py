@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.connection import parse_url
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
-#: Schemes that redis-py knows by another name. The last two are Celery's.
-_SCHEMES = {"valkey": "redis", "valkeys": "rediss", "redis+socket": "unix"}
+#: Schemes that redis-py knows by another name. The second line is Celery's.
+_SCHEMES = {
+    **{"valkey": "redis", "valkeys": "rediss"},
+    **{"redis+socket": "unix", "sentinel": "redis"},
+    **{"redis+cluster": "redis", "rediss+cluster": "rediss"},
+}
 _CERT_REQS = {"cert_none": "none", "cert_optional": "optional", "cert_required": "required"}
 SCHEMES = ("redis", "rediss", "unix", *_SCHEMES)
 
 
+def scheme_of(url: str | None) -> str:
+    """Returns the scheme of a URL, or "" if it has none."""
+    return urlsplit(url or "").scheme
+
+
 def is_redis_url(url: str | None) -> bool:
     """Tells whether a URL names a server that this package can use."""
-    return bool(url) and urlsplit(str(url)).scheme in SCHEMES
+    return scheme_of(url) in SCHEMES
 
 
 def normalize(url: str) -> str:
@@ -34,26 +48,87 @@ def normalize(url: str) -> str:
     return f"{scheme}://{parts.netloc}{parts.path}{tail}"
 
 
-def connect(url: str, timeout: float, retries: int) -> redis.Redis:
-    """Returns a client; it connects at its first command.
+def connect(
+    url: str, timeout: float, retries: int, sentinel: Mapping[str, Any] | None = None
+) -> redis.Redis:
+    """Returns a client; it connects at its first command, that of a cluster at once.
 
     Every script may be sent twice without harm, so a lost connection or reply is retried.
 
     Args:
-        url: `redis://`, `rediss://`, `unix://`, `valkey://`, `valkeys://` or `redis+socket://`.
+        url: One of `SCHEMES`. `redis+cluster://` and `rediss+cluster://` take several nodes,
+            separated by commas; `sentinel://` URLs are separated by semicolons.
         timeout: Seconds for a connection and for each reply.
         retries: How often a command is sent again.
+        sentinel: For `sentinel://`: `master_name`, and perhaps `sentinel_kwargs`, as in Celery's
+            `broker_transport_options`.
+
+    Raises:
+        redis.exceptions.RedisError: No node of a cluster could be reached.
+        KeyError: `master_name` is missing.
     """
-    return redis.Redis.from_url(
-        normalize(url),
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        socket_keepalive=True,
-        health_check_interval=30,
-        retry=Retry(
+    options: dict[str, Any] = {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "retry": Retry(
             ExponentialBackoff(cap=1.0, base=0.05),
             retries,
             # redis-py 5 lets a refused connection out as an OSError.
             supported_errors=(ConnectionError, TimeoutError, BusyLoadingError, OSError),
         ),
+    }
+    if scheme_of(url).endswith("+cluster"):
+        return _connect_to_cluster(url, options)
+    options["health_check_interval"] = 30
+    if _SCHEMES.get(scheme_of(url), scheme_of(url)) != "unix":
+        options["socket_keepalive"] = True
+    if scheme_of(url) == "sentinel":
+        return _connect_by_sentinel(url, options, sentinel or {})
+    return redis.Redis.from_url(normalize(url), **options)
+
+
+def drop_connections(client: redis.Redis) -> None:
+    """Closes a client's connections: the next command asks anew who the primary is."""
+    if hasattr(client, "disconnect_connection_pools"):
+        client.disconnect_connection_pools()
+    else:
+        client.connection_pool.disconnect()
+
+
+def _connect_to_cluster(url: str, options: dict[str, Any]) -> redis.Redis:
+    parts = urlsplit(url)
+    login, _, hosts = parts.netloc.rpartition("@")
+    places = [_parse(parts._replace(netloc=host).geturl()) for host in hosts.split(",")]
+    nodes = [
+        ClusterNode(place["host"], place.get("port", 6379))  # type: ignore[no-untyped-call]
+        for place in places
+    ]
+    common = _parse(parts._replace(netloc=f"{login}@{parts.hostname}").geturl())
+    for name in ("host", "port", "db"):
+        common.pop(name, None)
+    if parts.scheme == "rediss+cluster":
+        common["ssl"] = True
+    common.pop("connection_class", None)
+    # It has every command of `redis.Redis`, but not its type.
+    return cast(redis.Redis, RedisCluster(startup_nodes=nodes, **options, **common))
+
+
+def _connect_by_sentinel(
+    url: str, options: dict[str, Any], sentinel: Mapping[str, Any]
+) -> redis.Redis:
+    places = [_parse(each) for each in url.split(";")]
+    asked = Sentinel(  # type: ignore[no-untyped-call]
+        [(place.get("host", "localhost"), place.get("port", 26379)) for place in places],
+        sentinel_kwargs={
+            "socket_timeout": options["socket_timeout"],
+            **(sentinel.get("sentinel_kwargs") or {}),
+        },
     )
+    common = {name: places[0][name] for name in ("db", "username", "password") if name in places[0]}
+    name = sentinel["master_name"]
+    primary: redis.Redis = asked.master_for(name, **options, **common)  # type: ignore[no-untyped-call]
+    return primary
+
+
+def _parse(url: str) -> dict[str, Any]:
+    return dict(parse_url(normalize(url)))  # type: ignore[no-untyped-call]

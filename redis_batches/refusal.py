@@ -9,19 +9,20 @@ from time import monotonic, sleep
 from typing import TypeVar
 
 from redis import exceptions
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from redis_batches.errors import OutOfMemory, StoreError
 
 _T = TypeVar("_T")
 
 #: redis-py has taken the word off the message of some.
-_CLASSES: dict[str, type[RedisError]] = {
+_CLASSES: dict[str, type[RedisError] | tuple[type[RedisError], ...]] = {
     "READONLY": exceptions.ReadOnlyError,
     "LOADING": exceptions.BusyLoadingError,
-    "CLUSTERDOWN": exceptions.ClusterDownError,
-    "TRYAGAIN": exceptions.TryAgainError,
     "MASTERDOWN": exceptions.MasterDownError,
+    "CLUSTERDOWN": exceptions.ClusterDownError,
+    # redis-py's cluster client has tried again by itself, for half a second.
+    "TRYAGAIN": (exceptions.TryAgainError, exceptions.ClusterError),
     "OOM": exceptions.OutOfMemoryError,
     "NOPERM": exceptions.NoPermissionError,
     "NOAUTH": exceptions.AuthenticationError,
@@ -33,6 +34,8 @@ _ADVICE = {
     "LOADING": "it is still reading its data from disk",
     "BUSY": "somebody's script blocks it: see SCRIPT KILL",
     "CLUSTERDOWN": "a part of the cluster is missing: see CLUSTER INFO",
+    "TRYAGAIN": "the cluster is moving the slot of this task: see CLUSTER NODES",
+    "MASTERDOWN": "it is a replica that lost its primary: see INFO replication",
     "OOM": "it is at its maxmemory: raise it, or add workers to drain what waits",
     "NOREPLICAS": "too few replicas are in step: see min-replicas-to-write",
     "MISCONF": "it cannot save its data to disk: see its log, and the free space there",
@@ -85,3 +88,5 @@ def translated(action: str) -> Iterator[None]:
         verb = "refused" if isinstance(exc, ResponseError) or word else "could not be reached"
         advice = f" ({word}: {_ADVICE[word]})" if word in _ADVICE else ""
         raise kind(f"Redis {verb} to {action}: {exc}{advice}") from exc
+    except RedisClusterException as exc:
+        raise StoreError(f"the cluster could not be reached to {action}: {exc}") from exc

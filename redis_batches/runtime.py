@@ -12,9 +12,10 @@ import redis
 from celery.exceptions import ImproperlyConfigured
 
 from redis_batches.config import HEARTBEATS_PER_LEASE, Settings
-from redis_batches.connection import SCHEMES, connect, is_redis_url
+from redis_batches.connection import SCHEMES, connect, is_redis_url, scheme_of
 from redis_batches.errors import OptionError
 from redis_batches.heartbeat import Heartbeat
+from redis_batches.refusal import translated
 from redis_batches.registry import Registry
 from redis_batches.store import Store
 
@@ -51,7 +52,7 @@ class Runtime:
         """This process's own connection."""
         self._after_fork()
         if self._client is None:
-            self._client = connect(self._url(), self.settings.timeout, self.settings.retries)
+            self._client = self._connect(self.settings.timeout, self.settings.retries)
         return self._client
 
     @property
@@ -80,13 +81,27 @@ class Runtime:
         """Returns a store that rather gives up than keeps a worker's event loop waiting."""
         self._after_fork()
         if self._sweeping_client is None:
-            self._sweeping_client = connect(self._url(), min(self.settings.timeout, 1.0), 0)
+            self._sweeping_client = self._connect(min(self.settings.timeout, 1.0), 0)
         return Store(self._sweeping_client, self.settings, task, patience=0)
 
     @property
     def registry(self) -> Registry:
         """The tasks of this namespace that workers serve."""
         return Registry(self.client, self.settings.namespace)
+
+    def _connect(self, timeout: float, retries: int) -> redis.Redis:
+        url, conf = self._url(), self.app.conf
+        options: dict[str, Any] = {
+            **(conf.result_backend_transport_options or {}),
+            **(conf.broker_transport_options or {}),
+        }
+        if scheme_of(url) == "sentinel" and "master_name" not in options:
+            raise ImproperlyConfigured(
+                "set broker_transport_options = {'master_name': ...}: the sentinels at "
+                "redis_batches_url are asked for that server"
+            )
+        with translated("connect"):
+            return connect(url, timeout, retries, options)
 
     def _url(self) -> str:
         conf = self.app.conf
@@ -96,8 +111,8 @@ class Runtime:
             raise ImproperlyConfigured(
                 f"redis_batches_url has to start with one of {', '.join(SCHEMES)} (then ://)"
             )
-        for url in _urls(conf.broker_write_url), _urls(conf.result_backend):
-            for candidate in url:
+        for setting in conf.broker_write_url, conf.result_backend:
+            for candidate in _urls(setting):
                 if is_redis_url(candidate):
                     return candidate
         raise ImproperlyConfigured(
@@ -108,7 +123,8 @@ class Runtime:
 
 def _urls(setting: Any) -> Iterable[str]:
     if isinstance(setting, str):
-        return setting.split(";")
+        # Sentinels are listed, and asked together; of several brokers, the first counts.
+        return [setting] if scheme_of(setting) == "sentinel" else setting.split(";")
     return [url for url in setting or () if isinstance(url, str)]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from hashlib import sha1
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import redis
 from redis.exceptions import NoScriptError
 
+from redis_batches.connection import drop_connections
 from redis_batches.errors import ScriptReplyError
 from redis_batches.refusal import patiently, translated
 
@@ -106,9 +107,9 @@ class Script:
                 return client.eval(self.source, len(names), *names, *args, *rest)
 
         with translated(self.name):
-            reply = patiently(ask, patience, client.connection_pool.disconnect)
+            reply = patiently(ask, patience, partial(drop_connections, client))
         if not isinstance(reply, list) or not reply or not isinstance(reply[0], bytes):
-            client.connection_pool.disconnect()
+            drop_connections(client)
             raise ScriptReplyError(f"{self.name} answered {reply!r}, which no script does")
         return [reply[0].decode(), *reply[1:]]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -90,9 +91,9 @@ class SweeperStep(bootsteps.StartStopStep):
         _greet(consumer.app)
         if not settings.worker_sweeper:
             return
-        served = _own_tasks(consumer.app)
         name = f"{consumer.hostname}:{uuid4().hex[:8]}"
-        self._sweeper = Sweeper(lambda: served, ringer(consumer.app), settings.sweep_interval, name)
+        served = partial(_own_tasks, consumer.app)
+        self._sweeper = Sweeper(served, ringer(consumer.app), settings.sweep_interval, name)
         self._schedule(consumer, 0.0)
 
     def stop(self, consumer: Any) -> None:

@@ -19,6 +19,7 @@ from redis_batches.model import Group, Outgoing, Pushed, Status, Trigger
 from redis_batches.store import Store
 from tests.conftest import wait_until
 from tests.integration.proxy import LossyProxy
+from tests.properties.state import State
 
 TRIGGER, GROUP = Trigger(3, 0), Group.of({"queue": "celery"})
 SETTINGS = Settings(timeout=2, retries=3)
@@ -205,6 +206,104 @@ def test_a_server_that_cannot_save_refuses_with_advice(
         push(store, "a")
     client.config_set("save", "")
     assert push(store, "a").statuses == (Status.NEW,)
+
+
+def test_a_server_that_still_reads_its_data_is_waited_for() -> None:
+    """LOADING passes by itself: the call is answered when the server is ready."""
+    # It answers after every 1,024 commands that it has read.
+    slowly = {"key-load-delay": "300", "appendfsync": "no"}
+    with EmbeddedServer(appendonly=True, config=slowly) as server:
+        client = connect(server.url, SETTINGS.timeout, SETTINGS.retries)
+        store = Store(client, SETTINGS, "task")
+        push(store, "a")
+        with client.pipeline(transaction=False) as pipe:
+            for number in range(5000):
+                pipe.set(f"filler-{number}", "x")
+            pipe.execute()
+        server.kill()
+        starter = threading.Thread(target=server.start)
+        starter.start()
+        with redis.Redis.from_url(server.url) as admin:
+            wait_until(lambda: _is_loading(admin), description="the server reads its data")
+
+        assert push(store, "b").statuses == (Status.NEW,)
+
+        starter.join()
+        assert store.stats()["waiting"] == 2
+        client.close()
+
+
+def _is_loading(client: redis.Redis) -> bool:
+    try:
+        return not client.ping()
+    except redis.BusyLoadingError:
+        return True
+    except redis.ConnectionError:
+        return False
+
+
+def test_a_replica_that_lost_its_primary_is_named(server: EmbeddedServer) -> None:
+    """MASTERDOWN is waited for, and then said."""
+    with redis.Redis.from_url(server.url) as admin:
+        admin.config_set("replica-serve-stale-data", "no")
+        admin.replicaof("127.0.0.1", "1")
+        client = connect(server.url, 1, 0)
+        with pytest.raises(StoreError, match="a replica that lost its primary"):
+            push(Store(client, SETTINGS, "task", patience=0.2), "a")
+        client.close()
+
+
+def test_too_few_replicas_refuse_a_push_whole(store: Store, server: EmbeddedServer) -> None:
+    """NOREPLICAS does not pass by itself."""
+    store.client.config_set("min-replicas-to-write", "1")
+
+    with pytest.raises(StoreError, match="min-replicas-to-write"):
+        push(store, "a")
+
+    store.client.config_set("min-replicas-to-write", "0")
+    assert store.client.dbsize() == 0
+
+
+def test_a_cluster_without_all_slots_is_waited_for_and_named() -> None:
+    """CLUSTERDOWN: asked through a plain connection, as behind a proxy."""
+    with EmbeddedServer(config={"cluster-enabled": "yes"}) as server:
+        client = connect(server.url, 1, 0)
+        with pytest.raises(StoreError, match="a part of the cluster is missing"):
+            push(Store(client, SETTINGS, "task", patience=0.2), "a")
+        client.close()
+
+
+@pytest.mark.parametrize("lost", [1, 7, 300])
+def test_a_truncated_append_only_file_is_a_prefix_of_what_happened(lost: int) -> None:
+    """Its end is lost, nothing before it; every request that is there still runs once."""
+    with EmbeddedServer(appendonly=True, config={"aof-load-truncated": "yes"}) as server:
+        client = connect(server.url, SETTINGS.timeout, SETTINGS.retries)
+        store = Store(client, SETTINGS, "task")
+        for number in range(20):
+            push(store, f"id-{number:02}")
+        claim(store).ack()
+        lease = claim(store)
+        folder = Path(client.config_get("dir")["dir"])
+        server.kill()
+        (log,) = folder.glob("**/*.incr.aof") or folder.glob("*.aof")
+        with log.open("rb+") as file:
+            file.truncate(log.stat().st_size - lost)
+        server.start()
+
+        state = State.read(client, store.keys, [GROUP.id])
+        state.check()
+        ids = sorted(state.items)
+        assert ids == [f"id-{number:02}" for number in range(20)][-len(ids) :]
+        held = {request.id for request in lease.requests} & set(state.own)
+        for token in state.leases:
+            store.reclaim(token, GROUP.id, TRIGGER, seen_dead=True)
+        ran: list[str] = []
+        while isinstance(batch := store.claim(GROUP.id, TRIGGER), Lease):
+            ran += [request.id for request in batch.requests]
+            batch.ack()
+        assert sorted(ran) == ids
+        assert held <= set(ran)
+        client.close()
 
 
 def test_a_wrong_password_is_named(server: EmbeddedServer) -> None:

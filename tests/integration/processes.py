@@ -100,7 +100,7 @@ class Cluster:
 
     def __init__(self, server: EmbeddedServer, app: str, folder: Path) -> None:
         self._app = app
-        self._folder = folder
+        self.folder = folder
         self.started: list[Celery] = []
         base = server.url.rpartition("/")[0]
         self.env = {
@@ -110,7 +110,7 @@ class Cluster:
         }
 
     def _start(self, args: Sequence[str], env: dict[str, str]) -> Celery:
-        log = self._folder / f"{args[0]}-{len(self.started)}.log"
+        log = self.folder / f"{args[0]}-{len(self.started)}.log"
         process = Celery(self._app, args, {**self.env, **env}, log)
         self.started.append(process)
         return process
@@ -127,7 +127,7 @@ class Cluster:
 
     def beat(self, **env: str) -> Celery:
         """Starts beat and waits until it runs."""
-        schedule = str(self._folder / "schedule")
+        schedule = str(self.folder / "schedule")
         process = self._start(["beat", "-l", "INFO", "-s", schedule], env)
         process.wait_for("beat: Starting")
         return process

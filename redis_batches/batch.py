@@ -109,7 +109,7 @@ class Batch:
         max_retries: int | None = None,
         verb: Verb = Verb.RETRY,
     ) -> bool:
-        """Lets one request run again later; one that has no tries left fails.
+        """Lets one request run again later; one that has no tries left is a dead letter.
 
         Args:
             request: The call.
@@ -125,7 +125,7 @@ class Batch:
             return False
         limit = self.task.max_retries if max_retries is None else max_retries
         if limit is not None and request.retries >= limit:
-            self.fail(request, exc or self._exhausted(request))
+            self.bury(request, exc or self._exhausted(request))
             return False
         seconds = self.task.default_retry_delay if countdown is None else countdown
         reason: Any = Retry(exc=exc, when=seconds)  # type: ignore[arg-type]

@@ -102,11 +102,21 @@ def test_autoretry_runs_a_batch_again(tasks: Any) -> None:
 
 
 def test_autoretry_ends_with_the_real_exception(tasks: Any) -> None:
-    """After max_retries the caller gets what the function raised."""
+    """After max_retries the caller gets what the function raised; the calls are dead letters."""
     results = [tasks.auto.delay("never") for _ in range(4)]
 
     assert outcomes(results) == ["retries 2"] * 4
     assert results[0].state == states.FAILURE
+    wait_until(lambda: tasks.auto.stats()["dead"] == 4, description="they are kept")
+    letters = tasks.auto.inspector.list()
+    assert {letter.id for letter in letters} == {result.id for result in results}
+    assert {letter.error for letter in letters} == {"Wrong('retries 2')"}
+
+    assert tasks.auto.inspector.requeue() == 4
+    wait_until(lambda: len(ledger()) == 6, description="they had all their tries again")
+    wait_until(lambda: tasks.auto.stats()["dead"] == 4, description="and were given up again")
+    assert tasks.auto.inspector.drop(result.id for result in results) == 4
+    assert tasks.auto.inspector.list() == []
 
 
 def test_self_retry_leaves_out_what_is_decided(tasks: Any) -> None:

@@ -1,7 +1,9 @@
 """A request as bytes and back.
 
-An envelope is a version byte, the headers that cannot be derived from the rest as compact JSON, a
-newline, and the body as kombu's serializer wrote it. Lua never looks inside.
+An envelope is a version byte, a head as compact JSON, a newline, and the body as kombu's serializer
+wrote it. The head has the headers that cannot be derived from the rest, if there are any; it is a
+list of these and of properties, content type and compression, if there is more to say than headers,
+which may have any name. Lua never looks inside.
 """
 
 from __future__ import annotations
@@ -36,10 +38,12 @@ class Envelope:
     Attributes:
         headers: The message headers that cannot be derived from the rest.
         body: (args, kwargs, embed) as of Celery's message protocol 2.
+        properties: The message properties that cannot be derived from the rest.
     """
 
     headers: dict[str, Any] = field(default_factory=dict)
     body: tuple[Any, Any, Any] = ((), {}, None)
+    properties: dict[str, Any] = field(default_factory=dict)
 
 
 def encode(envelope: Envelope, serializer: str | None, compression: str | None = None) -> bytes:
@@ -52,13 +56,14 @@ def encode(envelope: Envelope, serializer: str | None, compression: str | None =
     body = (args, kwargs, embed) if embed and any(embed.values()) else (args, kwargs)
     content_type, encoding, dumped = dumps(body, serializer=serializer)
     payload: Any = dumped.encode() if isinstance(dumped, str) else dumped
-    meta = dict(envelope.headers)
+    meta: dict[str, Any] = {"properties": envelope.properties} if envelope.properties else {}
     if (content_type, encoding) != _DEFAULT_TYPE:
         meta["content"] = [content_type, encoding]
     if compression:
         payload, meta["compressed"] = compress(payload, compression)
+    parts: Any = [envelope.headers, meta] if meta else envelope.headers
     try:
-        head = json.dumps(meta, separators=(",", ":")).encode() if meta else b""
+        head = json.dumps(parts, separators=(",", ":")).encode() if parts else b""
     except (TypeError, ValueError) as exc:
         raise EncodeError(f"the headers of the call are not JSON: {exc}") from exc
     return b"%s%s\n%s" % (VERSION, head, payload)
@@ -81,17 +86,19 @@ def decode(data: bytes, accept: set[str] | None) -> Envelope:
         raise CorruptEnvelope("the stored request has no version")
     head, _, payload = data[1:].partition(b"\n")
     try:
-        meta = json.loads(head) if head else {}
+        found = json.loads(head) if head else {}
+        headers, meta = found if isinstance(found, list) else (found, {})
         content_type, encoding = meta.pop("content", _DEFAULT_TYPE)
         if compressed := meta.pop("compressed", None):
             payload = decompress(payload, compressed)
         body = loads(payload, content_type, encoding, accept=accept or {"application/json"})
         args, kwargs, *more = body
         embed = more[0] if more else None
-        parts = ((args, (list, tuple)), (kwargs, dict), (embed or {}, dict))
-        if not all(isinstance(part, kind) for part, kind in parts):
-            raise TypeError("the body is not a call")
-        return Envelope(meta, (args, kwargs, embed))
+        properties = meta.pop("properties", {})
+        mappings = (headers, properties, kwargs, embed or {})
+        if not isinstance(args, (list, tuple)) or not all(isinstance(m, dict) for m in mappings):
+            raise TypeError("it is not a call")
+        return Envelope(headers, (args, kwargs, embed), properties)
     except Exception as exc:
         raise CorruptEnvelope(f"the stored request cannot be decoded: {exc!r}") from exc
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
-from redis_batches.errors import InvalidTaskId, OptionError
+from redis_batches.errors import InvalidTaskId, OptionError, UnknownOption
 from redis_batches.model import Trigger
 
 MAX_FLUSH_EVERY = 10_000
@@ -25,6 +26,7 @@ DEDUPLICATION_CALLS = 100_000
 #: The longest delay of a retry.
 MAX_DELAY_MS = MAX_FLUSH_INTERVAL * 1000
 
+_TASK_OPTIONS = ("flush_every", "flush_interval")
 _TASK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -84,6 +86,44 @@ def check_function(fun: Callable[..., Any], *, bound: bool) -> None:
     except (TypeError, ValueError) as exc:
         wanted = "self and requests" if bound else "one positional argument, the list of requests"
         raise OptionError("the batch function", fun, f"a function that takes {wanted}") from exc
+
+
+def check_option_names(options: Mapping[str, Any], known: Container[str]) -> None:
+    """Raises UnknownOption for an option that looks like a mistake.
+
+    Celery lets a task have any attribute, so only names that come close to this package's are
+    refused.
+
+    Args:
+        options: Options of a task, or the attributes of its class; methods may have any name.
+        known: Names that the task's base classes have.
+    """
+    for name, value in options.items():
+        if name in known or callable(value) or hasattr(value, "__get__"):
+            continue
+        likely = get_close_matches(name, _TASK_OPTIONS, 1, 0.8)
+        if likely or name.startswith(("flush_", "redis_batches")):
+            raise UnknownOption(name, likely[0] if likely else None)
+
+
+def check_typing(value: object) -> bool:
+    """Returns whether a task's option `typing` is a signature that its calls must fit.
+
+    Raises:
+        OptionError: It is True: the batch function's own signature says nothing about calls.
+    """
+    if not value:
+        return False
+    if inspect.isfunction(value) and value.__name__.isidentifier():
+        return True
+    raise OptionError("typing", value, "False, or a function (def) with the arguments of a call")
+
+
+def check_pydantic(wanted: bool) -> None:
+    """Raises OptionError if a task asks Celery to make models of its function's arguments."""
+    if wanted:
+        allowed = "False: the function takes requests; make models of their arguments in it"
+        raise OptionError("pydantic", wanted, allowed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,13 @@ from celery import Celery, Task, current_app
 from celery._state import _get_active_apps, connect_on_app_finalize  # type: ignore[attr-defined]
 from celery.local import Proxy
 
-from redis_batches.config import check_function, make_trigger
+from redis_batches.config import (
+    check_function,
+    check_option_names,
+    check_pydantic,
+    check_typing,
+    make_trigger,
+)
 from redis_batches.task import Batches
 
 _Decorator: TypeAlias = Callable[[Callable[..., Any]], Batches]
@@ -49,7 +55,8 @@ def batched_task(
         flush_interval: Seconds that the oldest request waits for others, 0 to 7 days.
         app: The app of the task; by default each app that uses it, as `shared_task` does.
         base: A task class to build on instead of the app's own.
-        options: Any option of `app.task`.
+        options: Any option of `app.task`. As `typing` a function may be given: calls whose
+            arguments do not fit its signature are refused, as Celery refuses them for other tasks.
 
     Raises:
         OptionError: An option has a value that is not allowed.
@@ -57,6 +64,9 @@ def batched_task(
     if callable(flush_every):
         return batched_task()(flush_every)
     make_trigger(flush_every, flush_interval)
+    check_option_names(options, {*dir(Batches), *dir(base)})
+    check_typing(options.get("typing"))
+    check_pydantic(bool(options.get("pydantic")))
     chosen = {"flush_every": flush_every, "flush_interval": flush_interval, **options}
 
     def decorate(fun: Callable[..., Any]) -> Any:

@@ -86,7 +86,7 @@ def _publish(
         declare=_declare(app, route),
         headers={**message.headers, **headers},
         serializer=app.conf.task_serializer,
-        delivery_mode=app.conf.task_default_delivery_mode,
+        delivery_mode=route.get("delivery_mode") or app.conf.task_default_delivery_mode,
         priority=priority,
         retry=False,
         **message.properties,

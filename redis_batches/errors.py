@@ -42,6 +42,14 @@ class OptionError(BatchesError, ValueError):
         super().__init__(f"{option} is {value!r}, but must be {allowed}")
 
 
+class UnknownOption(OptionError):
+    """A task has an option that looks like a mistyped one of this package."""
+
+    def __init__(self, option: str, likely: str | None) -> None:
+        hint = f": did you mean {likely}?" if likely else "; settings go into app.conf"
+        ValueError.__init__(self, f"{option} is not an option of a batch task{hint}")
+
+
 class RequestError(BatchesError, ValueError):
     """A call cannot become a request; nothing was stored."""
 

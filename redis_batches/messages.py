@@ -17,8 +17,9 @@ from celery.utils.saferepr import saferepr
 
 from redis_batches.codec import Envelope
 
-#: Message properties that an envelope keeps among its headers.
+#: Message properties that have a meaning for a request.
 REPLY_TO = "reply_to"
+CORRELATION_ID = "correlation_id"
 PRIORITY = "priority"
 _NO_EMBED: dict[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 _REPRS = ("argsrepr", "kwargsrepr")
@@ -62,6 +63,7 @@ def pack(
     keep_reprs: bool,
     reply_to: str | None,
     priority: int | None,
+    properties: Mapping[str, Any] | None = None,
 ) -> Envelope:
     """Returns the envelope of a message.
 
@@ -73,6 +75,7 @@ def pack(
         keep_reprs: Whether the caller chose `argsrepr` or `kwargsrepr`.
         reply_to: The message's property, if somebody listens there.
         priority: The message's property.
+        properties: Other properties of the message.
     """
     derived = defaults(task, headers["id"], ignore_result)
     keep_reprs = keep_reprs or not isinstance(body[0], tuple)
@@ -81,11 +84,10 @@ def pack(
         for name, value in headers.items()
         if (name not in derived or derived[name] != value) and (keep_reprs or name not in _REPRS)
     }
-    if reply_to:
-        kept[REPLY_TO] = reply_to
-    if priority is not None:
-        kept[PRIORITY] = priority
-    return Envelope(kept, body)
+    told = {**(properties or {}), REPLY_TO: reply_to or None, PRIORITY: priority}
+    if told.get(CORRELATION_ID) == headers["id"]:
+        del told[CORRELATION_ID]
+    return Envelope(kept, body, {name: told[name] for name in told if told[name] is not None})
 
 
 def unpack(
@@ -99,17 +101,17 @@ def unpack(
 ) -> dict[str, Any]:
     """Returns what Celery calls a request dict: headers, properties and arguments of a call."""
     args, kwargs, _ = envelope.body
-    kept = dict(envelope.headers)
-    reply_to, priority = kept.pop(REPLY_TO, None), kept.pop(PRIORITY, None)
-    headers = {**defaults(task, task_id, ignore_result), **kept}
+    headers = {**defaults(task, task_id, ignore_result), **envelope.headers}
+    derived = {CORRELATION_ID: task_id, REPLY_TO: "", PRIORITY: None}
+    properties = {**derived, **envelope.properties}
     if "argsrepr" not in headers:
         headers["argsrepr"] = saferepr(tuple(args), AMQP.argsrepr_maxsize)
         headers["kwargsrepr"] = saferepr(kwargs, AMQP.kwargsrepr_maxsize)
     return {
         **headers,
-        "properties": {"correlation_id": task_id, "reply_to": reply_to or "", "priority": priority},
-        "reply_to": reply_to,
-        "correlation_id": task_id,
+        "properties": properties,
+        "reply_to": properties[REPLY_TO] or None,
+        "correlation_id": properties[CORRELATION_ID],
         "hostname": hostname,
         "delivery_info": delivery_info(envelope, route),
         "args": args,
@@ -122,7 +124,7 @@ def delivery_info(envelope: Envelope, route: Mapping[str, Any]) -> dict[str, Any
     return {
         "exchange": route.get("exchange", ""),
         "routing_key": route.get("routing_key"),
-        "priority": envelope.headers.get(PRIORITY),
+        "priority": envelope.properties.get(PRIORITY),
         "redelivered": False,
     }
 
@@ -134,10 +136,17 @@ def context(request_dict: Mapping[str, Any], embed: Mapping[str, Any] | None) ->
     return Context(fields, args=args, kwargs=kwargs, called_directly=False)
 
 
-def from_protocol_1(body: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Any, Any, Any]]:
-    """Returns the headers and the body of protocol 2 for a message body of protocol 1."""
+def from_protocol_1(
+    body: Mapping[str, Any], given: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], tuple[Any, Any, Any]]:
+    """Returns the headers and the body of protocol 2 for a message of protocol 1.
+
+    Args:
+        body: The message's body.
+        given: The message's headers, which are the caller's own.
+    """
     moved = {"args", "kwargs", "callbacks", "errbacks", "chord", "taskset", "utc"}
-    headers = {name: value for name, value in body.items() if name not in moved}
+    headers = {**(given or {}), **{name: body[name] for name in body if name not in moved}}
     headers["group"] = body.get("taskset")
     embed = {**_NO_EMBED, **{name: body.get(name) for name in ("callbacks", "errbacks", "chord")}}
     return headers, (body.get("args") or (), body.get("kwargs") or {}, embed)

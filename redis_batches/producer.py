@@ -7,6 +7,8 @@ remembers where the message would go, and a producer whose `publish` pushes into
 from __future__ import annotations
 
 from datetime import timezone
+from itertools import count
+from time import sleep
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -19,14 +21,22 @@ from redis_batches import messages
 from redis_batches.codec import encode
 from redis_batches.config import check_task_id
 from redis_batches.doorbell import ring
-from redis_batches.errors import BacklogFull, DuplicateTaskId, PayloadTooLarge
-from redis_batches.model import Group, Outgoing, Status
+from redis_batches.errors import BacklogFull, DuplicateTaskId, PayloadTooLarge, StoreError
+from redis_batches.model import Group, Outgoing, Pushed, Status
+from redis_batches.options import PublishRetry, check_routed
+from redis_batches.refusal import passes_by_itself
 from redis_batches.runtime import runtime_of
 
 if TYPE_CHECKING:
     from redis_batches.task import Batches
 
 logger = get_task_logger(__name__)
+
+#: What `send_task` passes to a producer and no request keeps: it belongs to the broker's message.
+_OF_THE_MESSAGE = {
+    *("declare", "delivery_mode", "retry", "retry_policy", "timeout", "confirm_timeout"),
+    *("expiration", "mandatory", "immediate"),
+}
 
 
 class Hop:
@@ -37,20 +47,28 @@ class Hop:
         own_id: Whether Celery made the id for this very call.
         keep_reprs: Whether the caller chose `argsrepr` or `kwargsrepr`.
         producer: The broker's producer for a doorbell, or None for one of the pool.
+        router: Routes the call instead of the app's router.
     """
 
-    def __init__(self, task: Batches, *, own_id: bool, keep_reprs: bool, producer: Any) -> None:
+    def __init__(
+        self, task: Batches, *, own_id: bool, keep_reprs: bool, producer: Any, router: Any = None
+    ) -> None:
         self._task = task
         self._app: Any = task.app
         self._nonce = "" if own_id else uuid4().hex[:16]
         self._keep_reprs = keep_reprs
         self._producer = producer
+        self._router: Any = router
         self._destination: dict[str, Any] = {}
+        self._retry: PublishRetry | None = None
 
     def route(self, options: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Routes as the app's router does, and remembers the answer for the doorbell."""
-        routed: dict[str, Any] = self._app.amqp.router.route(options, *args, **kwargs)
+        router = self._router or self._app.amqp.router
+        routed: dict[str, Any] = router.route(options, *args, **kwargs)
+        check_routed(routed)
         self._destination = destination(self._app, routed)
+        self._retry = PublishRetry.of(self._app.conf, routed)
         return routed
 
     @property
@@ -81,7 +99,7 @@ class Hop:
         headers: dict[str, Any] | None = None,
         priority: int | None = None,
         reply_to: str | None = None,
-        **_: Any,
+        **properties: Any,
     ) -> None:
         """Pushes one call into Redis, and rings if that makes a batch due.
 
@@ -93,7 +111,7 @@ class Hop:
             StoreError: Redis could not be reached, or refused.
         """
         if isinstance(body, dict):
-            headers, body = messages.from_protocol_1(body)
+            headers, body = messages.from_protocol_1(body, headers)
         headers = headers or {}
         task_id = check_task_id(headers["id"])
         envelope = messages.pack(
@@ -104,6 +122,7 @@ class Hop:
             keep_reprs=self._keep_reprs,
             reply_to=reply_to if self._listens(reply_to) else None,
             priority=priority,
+            properties={k: v for k, v in properties.items() if k not in _OF_THE_MESSAGE},
         )
         data = encode(envelope, serializer, compression)
         limit = runtime_of(self._app).settings.max_payload
@@ -113,11 +132,8 @@ class Hop:
 
     def _push(self, request: Outgoing, priority: int | None) -> None:
         task, runtime = self._task, runtime_of(self._app)
-        group = Group.of(self._destination)
         batch = task.running_batch(request.id)
-        pushed = runtime.store(task.name).push(
-            group, task.trigger, [request], batch.token if batch else ""
-        )
+        pushed = self._store(request, batch.token if batch else "")
         status = pushed.statuses[0]
         if status is Status.FULL:
             raise BacklogFull(task.name, runtime.settings.max_pending, [request.id])
@@ -126,6 +142,25 @@ class Hop:
         if batch:
             batch.requeued(request.id)
         ring(self._app, task.name, pushed.bells, priority=priority, producer=self._producer)
+
+    def _store(self, request: Outgoing, caller: str) -> Pushed:
+        """Pushes, and again if that fails, as the call's `retry` and `retry_policy` say."""
+        task, retry, runtime = self._task, self._retry, runtime_of(self._app)
+        group = Group.of(self._destination)
+        if retry is None:
+            return runtime.store(task.name).push(group, task.trigger, [request], caller)
+        store = runtime.single_try_store(task.name)
+        for retries in count():
+            try:
+                return store.push(group, task.trigger, [request], caller)
+            except StoreError as exc:
+                pause = retry.pause(retries) if passes_by_itself(exc) else None
+                if pause is None:
+                    raise
+                if retry.errback is not None:
+                    retry.errback(exc, pause)
+            sleep(pause)
+        raise AssertionError("unreachable")
 
     def _listens(self, reply_to: str | None) -> bool:
         """Whether somebody reads replies there: only the rpc backend, or where the caller said."""
@@ -149,6 +184,25 @@ class SentEvents:
 
 def destination(app: Any, routed: dict[str, Any]) -> dict[str, Any]:
     """Returns where a doorbell for routed options goes, as `send_task_message` decides it."""
+    found = _address(app, routed)
+    mode = routed.get("delivery_mode")
+    if mode is not None and mode != app.conf.task_default_delivery_mode:
+        found["delivery_mode"] = mode
+    return found
+
+
+def usual_destination(task: Any) -> dict[str, Any]:
+    """Returns where calls of a task go, as far as that does not depend on their arguments."""
+    app, options = task.app, dict(task._get_exec_options())
+    try:
+        return destination(app, app.amqp.router.route(dict(options), task.name, (), {}, task))
+    except Exception as exc:
+        # A user's router function may look into arguments, and there are none here.
+        logger.debug("cannot route %s without a call: %r", task.name, exc)
+        return destination(app, options)
+
+
+def _address(app: Any, routed: dict[str, Any]) -> dict[str, Any]:
     queue = routed.get("queue")
     exchange, routing_key = routed.get("exchange"), routed.get("routing_key")
     if queue is None and exchange is None:

@@ -77,6 +77,14 @@ def patiently(ask: Callable[[], _T], patience: float, reconnect: Callable[[], ob
         pause = min(2 * pause, 0.5)
 
 
+def passes_by_itself(exc: StoreError) -> bool:
+    """Tells whether what was refused may be accepted if it is sent again."""
+    cause = exc.__cause__
+    lost = isinstance(cause, (exceptions.ConnectionError, exceptions.TimeoutError))
+    word = word_of(cause) if isinstance(cause, RedisError) else None
+    return word in _TRANSIENT or (lost and word is None)
+
+
 @contextmanager
 def translated(action: str) -> Iterator[None]:
     """Turns redis-py's errors into this package's own, which say what to do."""

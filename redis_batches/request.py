@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery.app.task import Context
-from celery.utils.time import maybe_make_aware
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from redis_batches import messages
 from redis_batches.codec import Envelope
@@ -102,8 +102,8 @@ class SimpleRequest:
         """Whether the call's `expires` has passed."""
         if self._derive is None or not (text := self._derive[1].headers.get("expires")):
             return False
-        moment = maybe_make_aware(datetime.fromisoformat(text), timezone.utc)
-        return moment < datetime.now(timezone.utc)
+        moment: Any = maybe_iso8601(text)
+        return bool(maybe_make_aware(moment, timezone.utc) < datetime.now(timezone.utc))
 
     attempts = Attempts()
 
@@ -129,8 +129,8 @@ class SimpleRequest:
             messages.delivery_info(envelope, route),
             hostname,
             headers.get("ignore_result", ignore_result),
-            headers.get(messages.REPLY_TO),
-            claimed.id,
+            envelope.properties.get(messages.REPLY_TO),
+            envelope.properties.get(messages.CORRELATION_ID, claimed.id),
         )
         request.embed = embed
         request.chord = embed.get("chord") if embed else None

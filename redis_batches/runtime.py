@@ -32,6 +32,7 @@ class Runtime:
         self._pid = 0
         self._client: redis.Redis | None = None
         self._sweeping_client: redis.Redis | None = None
+        self._single_try_client: redis.Redis | None = None
         self._heartbeat: Heartbeat | None = None
         self._stores: dict[str, Store] = {}
 
@@ -67,7 +68,7 @@ class Runtime:
         """Drops what a fork inherited: sockets that are another's, threads that do not run."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._client, self._sweeping_client = None, None
+            self._client, self._sweeping_client, self._single_try_client = None, None, None
             self._heartbeat, self._stores = None, {}
 
     def store(self, task: str) -> Store:
@@ -83,6 +84,13 @@ class Runtime:
         if self._sweeping_client is None:
             self._sweeping_client = self._connect(min(self.settings.timeout, 1.0), 0)
         return Store(self._sweeping_client, self.settings, task, patience=0)
+
+    def single_try_store(self, task: str) -> Store:
+        """Returns a store that sends each command once: its caller decides what happens then."""
+        self._after_fork()
+        if self._single_try_client is None:
+            self._single_try_client = connect(self._url(), self.settings.timeout, 0)
+        return Store(self._single_try_client, self.settings, task, patience=0)
 
     @property
     def registry(self) -> Registry:

@@ -7,18 +7,27 @@ from typing import Any
 
 from celery import Task
 from celery.exceptions import Ignore, Retry
+from celery.utils.functional import head_from_fun
 from celery.utils.time import get_exponential_backoff_interval
 from kombu.utils.uuid import uuid
 
 from redis_batches import worker
 from redis_batches.backends import watch_app
 from redis_batches.batch import Batch, running
-from redis_batches.config import check_function, check_name, check_task_id, make_trigger
+from redis_batches.config import (
+    check_function,
+    check_name,
+    check_option_names,
+    check_pydantic,
+    check_task_id,
+    check_typing,
+    make_trigger,
+)
 from redis_batches.doorbell import MARKER, ring
-from redis_batches.errors import OptionError
 from redis_batches.inspector import Inspector
 from redis_batches.model import Bells, Group, Trigger, Verb
-from redis_batches.producer import Hop, SentEvents, destination
+from redis_batches.options import check_call
+from redis_batches.producer import Hop, SentEvents, usual_destination
 from redis_batches.request import SimpleRequest
 from redis_batches.runner import RUNNING, Runner
 from redis_batches.runtime import Runtime, runtime_of
@@ -45,6 +54,8 @@ class Batches(Task):  # type: ignore[type-arg]
     Request = "redis_batches.worker:DoorbellRequest"
     flush_every: int = 10
     flush_interval: float = 30
+    #: The signature that Celery checks calls against, if `typing` gives one.
+    __header__: Any
     #: Whether the returned list or dict holds the requests' results.
     returns_results: bool = False
     #: Tells batch tasks of this package from others that have `flush_every`.
@@ -54,6 +65,11 @@ class Batches(Task):  # type: ignore[type-arg]
         """Refuses options that are not allowed as soon as a task's class exists."""
         super().__init_subclass__(**kwargs)
         make_trigger(cls.flush_every, cls.flush_interval)
+        check_option_names(cls.__dict__, {name for base in cls.__mro__[1:] for name in vars(base)})
+        check_pydantic(cls.__dict__.get("_dump_pydantic_arguments") is not None)
+        if check_typing(cls.__dict__.get("typing")):
+            cls.__header__ = staticmethod(head_from_fun(cls.__dict__["typing"]))
+            cls.typing = True
 
     def __init__(self) -> None:
         check_function(self.run, bound=False)
@@ -90,18 +106,18 @@ class Batches(Task):  # type: ignore[type-arg]
             InvalidTaskId: `task_id` has characters that it may not have.
             DuplicateTaskId: A call with this `task_id` waits or runs.
             BacklogFull: Too many requests wait.
-            OptionError: A time limit was given, which holds for a batch, not for a call.
+            OptionError: An option has no meaning for a call that waits in Redis, such as a time
+                limit, which holds for a batch, or its value has none.
+            TypeError: The arguments do not fit the signature that the task has as `typing`.
             StoreError: Redis could not be reached; it is a `kombu` `OperationalError`.
         """
         app: Any = self.app
-        for name in ("time_limit", "soft_time_limit"):
-            if options.get(name) not in (None, getattr(self, name)):
-                allowed = "set on the task: one limit holds for all calls of a batch"
-                raise OptionError(name, options[name], allowed)
+        check_call(self, options)
         if task_id is not None:
             check_task_id(task_id)
         if not app.conf.task_always_eager:
             connection = options.pop("connection", None)
+            producer = producer or options.pop("publisher", None)
             if connection is not None:
                 producer = app.amqp.Producer(connection, auto_declare=False)
             hop = Hop(
@@ -109,6 +125,7 @@ class Batches(Task):  # type: ignore[type-arg]
                 own_id=task_id is None,
                 keep_reprs="argsrepr" in options or "kwargsrepr" in options,
                 producer=producer,
+                router=options.get("router"),
             )
             options["router"] = producer = hop
             if app.conf.task_send_sent_event:
@@ -132,13 +149,10 @@ class Batches(Task):  # type: ignore[type-arg]
     @property
     def inspector(self) -> Inspector:
         """Lists, requeues and drops dead letters, and repairs indexes."""
-        options = dict(self._get_exec_options())  # type: ignore[attr-defined]
-        app: Any = self.app
-        routed = app.amqp.router.route(options, self.name, (), {}, self)
         return Inspector(
             self._runtime.store(self.name),
             self.trigger,
-            Group.of(destination(self.app, routed)).route,
+            Group.of(usual_destination(self)).route,
             lambda bells: ring(self.app, self.name, bells),
         )
 
@@ -194,6 +208,38 @@ class Batches(Task):  # type: ignore[type-arg]
         if throw:
             raise reason
         return reason
+
+    def replace(self, sig: Any) -> Any:
+        """Replaces a call that runs alone, as `celery.Task.replace`; not inside a batch.
+
+        Raises:
+            TypeError: A batch runs: Celery can replace one call, but not one of many.
+        """
+        if getattr(self.request, RUNNING, None) is not None:
+            raise TypeError(
+                "replace() cannot replace a batch: call the signatures for each request, or put "
+                "what follows into a chain or a link of the call"
+            )
+        return super().replace(sig)
+
+    def update_state(
+        self, task_id: str | None = None, state: str | None = None, meta: Any = None, **options: Any
+    ) -> None:
+        """Stores a state of a call's own, such as its progress.
+
+        Raises:
+            TypeError: A batch runs, and `task_id` does not say which of its requests is meant.
+        """
+        batch: Batch | None = getattr(self.request, RUNNING, None)
+        if batch is None:
+            super().update_state(task_id, state, meta, **options)
+            return
+        if task_id is None:
+            raise TypeError("inside a batch update_state() needs the task_id of a request")
+        request = batch.find(task_id)
+        context = None if request is None else request.context
+        backend: Any = self.backend
+        backend.store_result(task_id, meta, state, request=context, **options)
 
     def autoretry_plan(self, exc: BaseException, retries: int) -> dict[str, Any] | None:
         """Returns `countdown` and `max_retries` if the task's options retry an exception.

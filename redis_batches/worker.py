@@ -20,7 +20,7 @@ from celery.worker.request import Request
 from redis_batches.doorbell import ERRBACK, MARKER, is_token_of, ring
 from redis_batches.errors import BatchesError, StoreError
 from redis_batches.model import Bells, Trigger
-from redis_batches.producer import destination
+from redis_batches.producer import usual_destination
 from redis_batches.runner import Runner
 from redis_batches.runtime import runtime_of
 from redis_batches.server import check_server
@@ -216,9 +216,7 @@ def _sweep_queue(app: Any) -> Any:
     if configured:
         return configured
     for task in batch_tasks(app):
-        options = dict(task._get_exec_options())  # type: ignore[attr-defined]
-        routed = app.amqp.router.route(options, task.name, (), {}, task)
-        found = destination(app, routed).get("queue")
+        found = usual_destination(task).get("queue")
         if found:
             return found
     return app.conf.task_default_queue

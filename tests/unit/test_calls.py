@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from celery import Celery, Task, shared_task
+from celery import Celery, Task, chain, chord, group, shared_task
 from celery.exceptions import MaxRetriesExceededError
 
 from redis_batches import Batches, SimpleRequest, batched_task
@@ -44,6 +44,66 @@ def test_always_eager_runs_a_batch_of_one(app: Celery, double: Any) -> None:
 
     assert double.delay(4).get() == 8
     assert double.stats()["pushed"] == 0
+
+
+def test_eager_results_are_raised_and_stored_if_the_app_says_so(app: Celery) -> None:
+    """`task_eager_propagates` and `task_store_eager_result`; links go on."""
+    heard: list[Any] = []
+
+    @batched_task(10, 1, app=app)
+    def divide(requests: list[SimpleRequest]) -> list[float]:
+        return [1 / request.args[0] for request in requests]
+
+    @app.task
+    def hear(value: Any) -> None:
+        heard.append(value)
+
+    app.conf.update(task_always_eager=True, task_store_eager_result=True)
+
+    done, failed = divide.apply_async((2,), link=hear.s()), divide.delay(0)
+    assert heard == [0.5]
+    assert isinstance(failed.result, ZeroDivisionError)
+    assert app.AsyncResult(done.id).result == 0.5
+    assert app.AsyncResult(failed.id).state == "FAILURE"
+
+    app.conf.task_eager_propagates = True
+    with pytest.raises(ZeroDivisionError):
+        divide.delay(0)
+
+
+def test_an_eager_canvas_runs_batches_of_one(app: Celery, double: Any) -> None:
+    """Chain, group and chord, without a server."""
+    app.conf.task_always_eager = True
+
+    @app.task
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    assert chain(double.s(1), double.s()).delay().get() == 4
+    assert group(double.s(n) for n in range(3)).delay().get() == [0, 2, 4]
+    assert chord([double.s(1), double.s(2)])(total.s()).get() == 6
+    assert double.chunks([(1,), (2,), (3,)], 2).apply_async().get() == [[2, 4], [6]]
+
+
+def test_signatures_are_celerys(app: Celery, double: Any) -> None:
+    """Each way to make one is a call of the task."""
+    app.conf.task_always_eager = True
+    made = [double.s(3), double.si(3), double.signature((3,)), double.subtask((3,))]
+    made.append(app.signature(double.name, (3,)))
+
+    assert [each.delay().get() for each in made] == [6] * 5
+    assert [each() for each in made] == [6] * 5
+    assert double.si(3).apply_async((9,)).get() == 6
+
+
+def test_a_call_alone_may_be_replaced(app: Celery, double: Any) -> None:
+    """As any task; see `test_a_batch_cannot_be_replaced` for a batch."""
+
+    @app.task(base=Batches, bind=True)
+    def replaced(self: Any, requests: list[SimpleRequest]) -> Any:
+        return self.replace(double.s(requests[0].args[0]))
+
+    assert replaced.apply((4,)).get() == 8
 
 
 def test_an_eager_request_settles_itself(app: Celery) -> None:

@@ -47,11 +47,18 @@ def envelope(*args: Any, embed: dict[str, Any] | None = None, **headers: Any) ->
 @given(call=CALLS, headers=st.dictionaries(st.text(max_size=8), JSON, max_size=3))
 def test_a_call_comes_back(call: tuple[list[Any], dict[str, Any]], headers: dict[str, Any]) -> None:
     """With its headers and its arguments."""
-    for name in ("content", "compressed"):
-        headers.pop(name, None)
     there = Envelope(headers, (*call, None))
 
     assert decode(encode(there, "json"), None) == there
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_a_header_may_have_any_name(serializer: str) -> None:
+    """Also one that the envelope has a use for itself."""
+    headers = {"content": "ab", "compressed": True, "properties": 7, "priority": 3}
+    there = Envelope(headers, ([1], {}, None), {"app_id": "shop"})
+
+    assert decode(encode(there, serializer, "zlib"), {PICKLE, "application/json"}) == there
 
 
 def test_what_lua_would_break_comes_back() -> None:
@@ -150,7 +157,7 @@ def test_the_name_of_a_type_cannot_smuggle_another() -> None:
     """The type that stands in the bytes is the one that decodes, or none."""
     body = pickle.dumps(([Bomb()], {}))
     for content in ("application/json", "application/data", "text/plain", PICKLE, "x", ["y"], 7):
-        meta = json.dumps({"content": [content, "binary"]}).encode()
+        meta = json.dumps([{}, {"content": [content, "binary"]}]).encode()
         with pytest.raises(CorruptEnvelope):
             decode(VERSION + meta + b"\n" + body, None)
     assert not Bomb.exploded
@@ -185,11 +192,16 @@ def test_an_unknown_version_is_not_corrupt(version: bytes) -> None:
         b"1[]\n[[], {}]",
         b"1null\n[[], {}]",
         b'1"content"\n[[], {}]',
+        b"1[{}]\n[[], {}]",
+        b"1[{},[]]\n[[], {}]",
+        b"1[[],{}]\n[[], {}]",
+        b"1[{},{},{}]\n[[], {}]",
+        b'1[{},{"properties":7}]\n[[], {}]',
         b"1{\n[[], {}]",
-        b'1{"content":7}\n[[], {}]',
-        b'1{"compressed":"no-such-method"}\n[[], {}]',
-        b'1{"compressed":"application/x-gzip"}\n[[], {}]',
-        b'1{"compressed":["a"]}\n[[], {}]',
+        b'1[{},{"content":7}]\n[[], {}]',
+        b'1[{},{"compressed":"no-such-method"}]\n[[], {}]',
+        b'1[{},{"compressed":"application/x-gzip"}]\n[[], {}]',
+        b'1[{},{"compressed":["a"]}]\n[[], {}]',
         b"1\n" + b"[" * 100_000,
         b"1" + b"[" * 100_000,
         b"1\n\xff\xfe",

@@ -89,7 +89,7 @@ class Runtime:
         """Returns a store that sends each command once: its caller decides what happens then."""
         self._after_fork()
         if self._single_try_client is None:
-            self._single_try_client = connect(self._url(), self.settings.timeout, 0)
+            self._single_try_client = self._connect(self.settings.timeout, 0)
         return Store(self._single_try_client, self.settings, task, patience=0)
 
     @property

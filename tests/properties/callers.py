@@ -33,7 +33,7 @@ class Callers:
     def _new_call(self) -> Call:
         world, rng = self._world, self._world.rng
         serial = next(world.serials)
-        call = Call(serial, f"id-{serial}", "", GROUPS[0], poison=world.happens(0.01))
+        call = Call(serial, f"id-{serial}", "", GROUPS[0], poison=world.draw(0.01))
         if world.calls and rng.random() < 0.05:
             call.id, call.nonce = rng.choice(list(world.calls.values())).id, world.name("nonce")
         if rng.random() < 0.1:
@@ -68,6 +68,7 @@ class Callers:
                 or latest_ms >= world.times[call.ended_step] + DEDUPLICATION_WINDOW_MS
             ):
                 return
+        world.played["late_call"] += 1
         (status,) = world.store.push(call.group, world.trigger(), [call.outgoing()]).statuses
         ensure(status in (Status.AGAIN, Status.DONE), "a call arrived again", status, call)
         ensure(world.read() == world.state, "a call that arrived again changed something", call)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import redis
 
@@ -50,6 +52,45 @@ class Item:
         return cls(group.decode(), nonce.decode(), envelope)
 
 
+class _Kind(NamedTuple):
+    """How a key is read: the command, its arguments, and what becomes of the reply."""
+
+    command: str
+    args: tuple[Any, ...]
+    parse: Callable[[Any], Any]
+
+
+_ITEMS = _Kind("hgetall", (), lambda found: {k.decode(): Item.read(v) for k, v in found.items()})
+_FIELDS = _Kind("hgetall", (), lambda found: {k.decode(): v.decode() for k, v in found.items()})
+_SCORES = _Kind("zrange", (0, -1, False, True), lambda found: {k.decode(): int(v) for k, v in found})
+_ENTRIES = _Kind("lrange", (0, -1), lambda found: [Entry.read(raw) for raw in found])
+
+
+class Seen:
+    """What was read of each key, and the dump that tells whether it has changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[bytes | None, Any]] = {}
+
+    def read(self, client: redis.Redis, wanted: dict[str, tuple[str, _Kind]]) -> dict[str, Any]:
+        """Returns the content of keys; a name, a key and its kind for each."""
+        if not wanted:
+            return {}
+        pipe = client.pipeline(transaction=False)
+        for key, _ in wanted.values():
+            pipe.dump(key)
+        dumps = dict(zip(wanted, pipe.execute(), strict=True))
+        changed = []
+        for name, (key, kind) in wanted.items():
+            if key not in self._known or self._known[key][0] != dumps[name]:
+                changed.append(name)
+                getattr(pipe, kind.command)(key, *kind.args)
+        for name, reply in zip(changed, pipe.execute() if changed else (), strict=True):
+            key, kind = wanted[name]
+            self._known[key] = (dumps[name], kind.parse(reply))
+        return {name: self._known[key][1] for name, (key, _) in wanted.items()}
+
+
 @dataclass(frozen=True)
 class State:
     """Every key of one task, by the names of `redis_batches.keys`."""
@@ -72,40 +113,33 @@ class State:
     stats: dict[str, str]
 
     @classmethod
-    def read(cls, client: redis.Redis, keys: Keys, groups: list[str]) -> State:
-        """Reads everything, in two round trips."""
-        hashes = ("claims", "own", "bells", "routes", "attempts", "errors", "stats")
-        zsets = ("leases", "groups", "delayed", "eta", "dead", "done")
-        pipe = client.pipeline(transaction=False)
-        pipe.hgetall(keys.resolve("items"))
-        for name in hashes:
-            pipe.hgetall(keys.resolve(name))
-        for name in zsets:
-            pipe.zrange(keys.resolve(name), 0, -1, withscores=True)
-        for group in groups:
-            pipe.lrange(keys.pending(group), 0, -1)
-        items, *found = pipe.execute()
-        fields: dict[str, dict[str, str]] = {
-            name: {key.decode(): value.decode() for key, value in content.items()}
-            for name, content in zip(hashes, found, strict=False)
-        }
-        scores: dict[str, dict[str, int]] = {
-            name: {member.decode(): int(score) for member, score in content}
-            for name, content in zip(zsets, found[len(hashes) :], strict=False)
-        }
-        lists = found[len(hashes) + len(zsets) :]
-        tokens = [name for name in fields["claims"] if not name.startswith("bell:")]
-        pipe = client.pipeline(transaction=False)
-        for token in tokens:
-            pipe.lrange(keys.batch(token), 0, -1)
-        batches = pipe.execute() if tokens else []
-        return cls(
-            items={task_id.decode(): Item.read(value) for task_id, value in items.items()},
-            pending=_entries(groups, lists),
-            batches=_entries(tokens, batches),
-            **fields,  # type: ignore[arg-type]
-            **scores,  # type: ignore[arg-type]
+    def read(
+        cls, client: redis.Redis, keys: Keys, groups: list[str], seen: Seen | None = None
+    ) -> State:
+        """Reads everything.
+
+        Args:
+            client: A connection to the server.
+            keys: The keys of the task.
+            groups: The groups whose lists are read.
+            seen: What was read before: of a key that has not changed since, only that is asked.
+        """
+        seen = Seen() if seen is None else seen
+        fields = ("claims", "own", "bells", "routes", "attempts", "errors", "stats")
+        scores = ("leases", "groups", "delayed", "eta", "dead", "done")
+        found = seen.read(
+            client,
+            {
+                "items": (keys.resolve("items"), _ITEMS),
+                **{name: (keys.resolve(name), _FIELDS) for name in fields},
+                **{name: (keys.resolve(name), _SCORES) for name in scores},
+                **{f"q:{group}": (keys.pending(group), _ENTRIES) for group in groups},
+            },
         )
+        pending = {group: found.pop(f"q:{group}") for group in groups}
+        tokens = [name for name in found["claims"] if not name.startswith("bell:")]
+        batches = seen.read(client, {token: (keys.batch(token), _ENTRIES) for token in tokens})
+        return cls(pending=pending, batches=batches, **found)
 
     @property
     def waiting(self) -> int:
@@ -197,10 +231,3 @@ class State:
             ensure(entries[: len(given_back)] == given_back, "what was given back waits behind")
             ages = [entry.since_ms for entry in given_back]
             ensure(ages == sorted(ages), "what was given back is not in the order of its age")
-
-
-def _entries(names: list[str], lists: list[list[bytes]]) -> dict[str, list[Entry]]:
-    return {
-        name: [Entry.read(raw) for raw in content]
-        for name, content in zip(names, lists, strict=True)
-    }

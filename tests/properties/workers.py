@@ -54,7 +54,7 @@ class Workers:
             return
         index = world.rng.randrange(min(len(world.broker), 5))
         bell = world.broker[index]
-        if not world.happens(world.weather.doubled_bell):
+        if not world.happens("doubled_bell"):
             del world.broker[index]
         trigger = world.trigger()
         lease = world.store.claim(
@@ -117,7 +117,7 @@ class Workers:
         run = world.rng.choice(awake)
         if world.dies():
             self._die(run)
-        elif world.happens(world.weather.nap):
+        elif world.happens("nap"):
             nap_ms = world.rng.choice((SECOND, LEASE * SECOND, 100 * SECOND))
             run.asleep_until = world.now_ms + nap_ms
         else:
@@ -164,6 +164,7 @@ class Workers:
         if killers:
             for call in killers:
                 call.crashes += 1
+            self._world.played["death"] += 1
             self._die(run)
 
     def _decide(self, run: Run) -> None:

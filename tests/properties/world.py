@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,7 @@ from redis_batches.config import Settings
 from redis_batches.model import Bells, Group, Outgoing, Trigger
 from redis_batches.scripts import load_scripts
 from redis_batches.store import Store
-from tests.properties.state import State, ensure
+from tests.properties.state import Seen, State, ensure
 
 SECOND, HOUR = 1000, 3_600_000
 #: Calls of these scripts may arrive once more at any later time. What a late push must do depends
@@ -166,15 +167,27 @@ class World:
         #: The step, the time at each, and what Redis held after the last one.
         self.step = 0
         self.times: list[int] = []
+        #: How often each kind of fault was played.
+        self.played: Counter[str] = Counter()
+        #: Whether anything may have been written since `state` was read.
+        self.touched = False
+        self._seen = Seen()
         self.state = self.read()
 
-    def happens(self, probability: float) -> bool:
-        """Decides whether a fault happens now."""
+    def draw(self, probability: float) -> bool:
+        """Decides something that only happens while there are faults."""
         return self.faults and self.rng.random() < probability
+
+    def happens(self, fault: str) -> bool:
+        """Decides whether a fault happens now, as often as the weather has it."""
+        happened = self.draw(getattr(self.weather, fault))
+        if happened:
+            self.played[fault] += 1
+        return happened
 
     def dies(self) -> bool:
         """Decides whether the acting process dies now."""
-        return self.happens(self.weather.death)
+        return self.happens("death")
 
     def name(self, kind: str) -> str:
         """Returns a name that is new."""
@@ -186,7 +199,8 @@ class World:
 
     def read(self) -> State:
         """Returns what Redis holds now."""
-        return State.read(self.client, self.store.keys, [group.id for group in GROUPS])
+        groups = [group.id for group in GROUPS]
+        return State.read(self.client, self.store.keys, groups, self._seen)
 
     def call_of(self, envelope: bytes) -> Call:
         """Returns the call that an envelope holds."""
@@ -196,7 +210,9 @@ class World:
         """Sends doorbells, some of which get lost."""
         ensure(bells.count == 0 or bells.route, "nobody knows where to ring", bells)
         for _ in range(bells.count):
-            if self.broker_is_up and not self.happens(self.weather.lost_bell):
+            if not self.broker_is_up:
+                self.played["lost_bell"] += 1
+            elif not self.happens("lost_bell"):
                 bell = Doorbell(self.name("bell"), bells.group, bells.rung_ms, force)
                 self.broker.append(bell)
 
@@ -232,10 +248,11 @@ class LossyStore(Store):
     def run(self, script: str, **values: Any) -> list[Any]:
         """Runs a script once, twice, or once now and once later."""
         world = self._world
+        world.touched = True
         send = partial(super().run, script, **values)
-        if world.happens(world.weather.lost_reply):
+        if world.happens("lost_reply"):
             send()
-        if script in MAY_BE_LATE and world.happens(world.weather.late_call):
+        if script in MAY_BE_LATE and world.draw(world.weather.late_call):
             self.late.append(send)
         reply = send()
         if script == "sweep" and reply[0] == "swept":

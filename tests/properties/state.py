@@ -62,7 +62,9 @@ class _Kind(NamedTuple):
 
 _ITEMS = _Kind("hgetall", (), lambda found: {k.decode(): Item.read(v) for k, v in found.items()})
 _FIELDS = _Kind("hgetall", (), lambda found: {k.decode(): v.decode() for k, v in found.items()})
-_SCORES = _Kind("zrange", (0, -1, False, True), lambda found: {k.decode(): int(v) for k, v in found})
+_SCORES = _Kind(
+    "zrange", (0, -1, False, True), lambda found: {k.decode(): int(v) for k, v in found}
+)
 _ENTRIES = _Kind("lrange", (0, -1), lambda found: [Entry.read(raw) for raw in found])
 
 

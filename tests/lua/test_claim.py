@@ -218,6 +218,26 @@ def test_what_was_put_back_is_filled_up(store: Store) -> None:
     assert ids_of(claim(store)) == ["a", "b", "c"]
 
 
+def test_a_suspect_does_not_fill_a_batch_up(store: Store) -> None:
+    """Those before it, which are under no suspicion, go without it."""
+    four = Trigger(4, INTERVAL_MS)
+    innocent = push_and_claim(store, "x", trigger=four)
+    lease = push_and_claim(store, *"abcd", trigger=four)
+    store.reclaim(lease.token, GROUP.id, four, seen_dead=True)
+    innocent.release(put_back("x"))
+
+    assert [ids_of(claim(store, four)) for _ in range(3)] == [["x"], ["a", "b"], ["c", "d"]]
+
+
+def test_a_half_is_at_most_half_of_the_claimers_batch(store: Store) -> None:
+    """Whatever the batch was that died."""
+    ten = Trigger(10, INTERVAL_MS)
+    lease = push_and_claim(store, *"abcdefghij", trigger=ten)
+    store.reclaim(lease.token, GROUP.id, ten, seen_dead=True)
+
+    assert ids_of(claim(store, Trigger(5, INTERVAL_MS))) == ["a", "b"]
+
+
 def test_a_half_that_was_cut_at_flush_bytes_stays_a_half(store: Store) -> None:
     """The rest of it is claimed with its own kind."""
     limit(store, flush_bytes=250)
@@ -428,6 +448,28 @@ def test_a_second_entry_of_a_request_is_skipped(store: Store) -> None:
 
     assert ids_of(claim(store, Trigger(2, 0))) == ["a", "b"]
     assert try_claim(store, Trigger(2, 0)) == Idle("empty")
+
+
+def test_a_request_is_in_a_batch_once(store: Store) -> None:
+    """However often it waits."""
+    push(store, "a", "b")
+    pending = store.keys.pending(GROUP.id)
+    store.client.rpush(pending, *store.client.lrange(pending, 0, -1))
+
+    assert ids_of(claim(store, Trigger(9, 0))) == ["a", "b"]
+
+
+def test_an_entry_of_what_another_worker_runs_is_skipped(store: Store) -> None:
+    """No request is in two live batches."""
+    push(store, "a")
+    pending = store.keys.pending(GROUP.id)
+    (entry,) = store.client.lrange(pending, 0, -1)
+    running = claim(store, Trigger(1, 0))
+    push(store, "b")
+    store.client.lpush(pending, entry)
+
+    assert ids_of(claim(store, Trigger(2, 0))) == ["b"]
+    assert running.ack() == 1
 
 
 def test_a_long_row_of_entries_that_are_gone_is_cleared_in_steps(

@@ -89,6 +89,18 @@ def test_a_push_is_refused_whole(store: Store, memory: Memory) -> None:
     assert read(store) == before
 
 
+def test_a_retry_from_inside_a_batch_is_refused_whole(
+    store: Store, lease: Lease, memory: Memory
+) -> None:
+    """The batch still owns its request, and settles it in another way."""
+    memory.is_full()
+    before = read(store)
+
+    with pytest.raises(OutOfMemory, match="push"):
+        push(store, call("a", "again"), caller=lease.token)
+    assert read(store) == before
+
+
 def test_a_call_that_is_stored_already_is_told_so(store: Store, memory: Memory) -> None:
     """It is not refused: its first reply was lost."""
     push(store, *"abc")

@@ -339,6 +339,15 @@ def test_a_batch_that_was_taken_back_cannot_retry_its_requests(store: Store) -> 
     assert status(store, call("a", "again"), caller=lease.token) is DUPLICATE
 
 
+def test_a_batch_cannot_retry_what_another_runs(store: Store) -> None:
+    """Only a request of its own is its retry."""
+    push(store, *"abcdef")
+    mine, theirs = claim(store), claim(store)
+
+    assert status(store, call("d", "again"), caller=mine.token) is DUPLICATE
+    assert theirs.ack() == 3
+
+
 def test_a_batch_may_call_others_too(store: Store) -> None:
     """Only its own requests are retries."""
     push(store, "z")

@@ -228,6 +228,17 @@ def test_a_request_that_died_alone_stays_alone(store: Store) -> None:
     assert [ids_of(claim(store, four)) for _ in range(3)] == [["a"], ["b"], ["c", "d", "e", "f"]]
 
 
+def test_a_request_that_died_alone_runs_with_no_other(store: Store) -> None:
+    """Those that follow are innocent."""
+    reclaim(store, push_and_claim(store, "a", "b"))
+    poison, innocent = claim(store), claim(store)
+    innocent.ack()
+    reclaim(store, poison)
+    push(store, "c", "d")
+
+    assert [ids_of(claim(store, force=True)) for _ in range(2)] == [["a"], ["c", "d"]]
+
+
 def test_a_run_that_must_not_be_repeated_is_marked(store: Store) -> None:
     """Whoever claims it next tells its caller, and does not run it."""
     lease = push_and_claim(store, "a", once=True)

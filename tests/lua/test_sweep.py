@@ -101,6 +101,18 @@ def test_the_pause_doubles_while_nobody_answers(store: Store, clock: Clock) -> N
     assert set(pauses[9:]) == {MAX_PAUSE_MS}
 
 
+def test_a_long_pause_is_not_taken_for_a_clock_that_went_back(store: Store, clock: Clock) -> None:
+    """No sweep looks at its group before it is over."""
+    push(store, *"abc")
+    while read(store).bell(GROUP.id)[2] < 2 * INTERVAL_MS:
+        clock.advance(SECOND)
+        sweep(store)
+    sweep(store)
+
+    _, rung_ms, pause_ms = read(store).bell(GROUP.id)
+    assert attention(store) == rung_ms + pause_ms
+
+
 def test_an_answer_ends_the_pause(store: Store, clock: Clock) -> None:
     """The next doorbell is waited for as long as this one took."""
     push(store, *"abcdef")

@@ -60,12 +60,10 @@ class _Kind(NamedTuple):
     parse: Callable[[Any], Any]
 
 
-_ITEMS = _Kind("hgetall", (), lambda found: {k.decode(): Item.read(v) for k, v in found.items()})
-_FIELDS = _Kind("hgetall", (), lambda found: {k.decode(): v.decode() for k, v in found.items()})
-_SCORES = _Kind(
-    "zrange", (0, -1, False, True), lambda found: {k.decode(): int(v) for k, v in found}
-)
-_ENTRIES = _Kind("lrange", (0, -1), lambda found: [Entry.read(raw) for raw in found])
+_ITEMS = _Kind("hgetall", (), lambda got: {k.decode(): Item.read(v) for k, v in got.items()})
+_FIELDS = _Kind("hgetall", (), lambda got: {k.decode(): v.decode() for k, v in got.items()})
+_SCORES = _Kind("zrange", (0, -1, False, True), lambda got: {k.decode(): int(v) for k, v in got})
+_ENTRIES = _Kind("lrange", (0, -1), lambda got: [Entry.read(raw) for raw in got])
 
 
 class Seen:

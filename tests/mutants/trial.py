@@ -1,0 +1,152 @@
+"""Tries one mutant: the cheapest tests first, until one fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.mutants.catalogue import ROOT, Mutant
+
+_NOT_COPIED = (".git", ".venv*", ".servers", ".hypothesis", "*cache*", "dist", "build")
+_OPTIONS = ("-x", "-q", "-rfE", "--no-header", "--timeout=60", "-p", "no:randomly")
+_NO_REAL_SERVER = ("-k", "not real and not stage and not headers")
+#: The test that failed; a file that cannot be loaded is none.
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+::\S+)", re.MULTILINE)
+
+#: The tests that are about a module of the package; those about a script have its name.
+_NEAREST = {
+    "batch": ["tests/unit/test_runner.py", "tests/properties/test_untold.py"],
+    "codec": ["tests/unit/test_codec.py"],
+    "completion": ["tests/unit/test_runner.py"],
+    "inspector": ["tests/lua/test_inspector.py"],
+    "lease": ["tests/lua/test_ack.py", "tests/lua/test_release.py", "tests/lua/test_extend.py"],
+    "runner": ["tests/unit/test_runner.py", "tests/properties/test_untold.py"],
+    "scripts": ["tests/lua/test_scripts.py"],
+    "store": ["tests/lua/test_claim.py", "tests/lua/test_scripts.py", "tests/lua/test_promote.py"],
+    "sweeper": ["tests/lua/test_sweep.py"],
+}
+
+
+class BrokenTrial(Exception):
+    """The tests could not run: that says nothing of a mutant."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some tests.
+
+    Attributes:
+        tests: Arguments of pytest.
+        limit: Seconds; a mutant that keeps them busy for longer is caught, too.
+    """
+
+    tests: tuple[str, ...]
+    limit: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant.
+
+    Attributes:
+        caught_by: The test that failed, or None.
+        seconds: How long that took.
+    """
+
+    caught_by: str | None
+    seconds: float
+
+
+def stages(mutant: Mutant | None) -> Iterator[Stage]:
+    """Yields what to run for a mutant, or for the code as it is."""
+    if mutant is not None and (nearest := _nearest(mutant)):
+        yield Stage((*nearest, *_NO_REAL_SERVER), 60)
+    yield Stage(
+        ("tests/lua", "tests/unit", "--ignore=tests/unit/test_embedded.py", *_NO_REAL_SERVER), 120
+    )
+    simulation = "tests/properties/test_simulation.py"
+    yield Stage(("tests/properties", f"--ignore={simulation}"), 120)
+    yield Stage((simulation, "-k", "fakeredis"), 180)
+    yield Stage(("tests/lua", "-k", "real or stage"), 120)
+    yield Stage(("tests/integration/test_server_faults.py",), 180)
+    if mutant is None or mutant.file.startswith("redis_batches/"):
+        workers = ("faults", "outcomes", "shutdown", "dropin")
+        yield Stage(tuple(f"tests/integration/test_{name}.py" for name in workers), 600)
+
+
+def copy_tree(to: Path) -> None:
+    """Copies what the tests need."""
+    shutil.copytree(ROOT, to, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+
+
+def run(root: Path, mutant: Mutant | None) -> Verdict:
+    """Runs the tests of a tree, with a mutant or as it is, until one fails."""
+    started, caught_by = time.monotonic(), None
+    before = mutant.apply(root) if mutant else ""
+    try:
+        for stage in stages(mutant):
+            caught_by = _first_failure(root, stage)
+            if caught_by:
+                break
+    finally:
+        if mutant:
+            (root / mutant.file).write_text(before, "utf-8")
+    return Verdict(caught_by, time.monotonic() - started)
+
+
+def _nearest(mutant: Mutant) -> list[str]:
+    path = Path(mutant.file)
+    if path.suffix == ".lua":
+        own = f"tests/lua/test_{path.stem}.py"
+        return [own] if (ROOT / own).exists() else []
+    return _NEAREST.get(path.stem, [])
+
+
+def _first_failure(root: Path, stage: Stage) -> str | None:
+    """Runs some tests in a session of their own; a mutant may never come back from a script."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        # Else a file that was changed twice in a second passes for its own compiled form.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "FUZZ": "500",
+    }
+    command = [sys.executable, "-m", "pytest", *_OPTIONS, "-p", "no:cacheprovider", *stage.tests]
+    with subprocess.Popen(
+        command,
+        cwd=root,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=stage.limit)
+        except subprocess.TimeoutExpired:
+            return f"timeout in {stage.tests[0]}"
+        finally:
+            _end(process)
+    if process.returncode in (0, 5):  # 5: no test of a stage was for it
+        return None
+    found = _FAILED.search(output)
+    if not found:
+        raise BrokenTrial(f"pytest ended with {process.returncode}:\n{output[-2000:]}")
+    return found[1]
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends the tests and what they started in their session."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

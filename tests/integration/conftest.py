@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,40 @@ def cluster_server() -> Iterator[EmbeddedServer]:
         yield started
 
 
+@contextmanager
+def clusters(module: Any, server: EmbeddedServer, folder: Path) -> Iterator[Cluster]:
+    """Makes a cluster for the app of a test module around an empty server, and ends it."""
+    app = getattr(module, "APP", DEFAULT_APP)
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+    made = Cluster(server, app, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in made.env.items():
+            patch.setenv(name, value)
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
 @pytest.fixture
 def cluster(
-    request: pytest.FixtureRequest,
-    cluster_server: EmbeddedServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest, cluster_server: EmbeddedServer, tmp_path: Path
 ) -> Iterator[Cluster]:
     """Starts workers and beat for the app of the test module, and ends them."""
-    app = getattr(request.module, "APP", DEFAULT_APP)
-    with redis.Redis.from_url(cluster_server.url) as client:
-        client.flushall()
-    made = Cluster(cluster_server, app, tmp_path)
-    for name, value in made.env.items():
-        monkeypatch.setenv(name, value)
-    yield made
-    made.stop()
+    with clusters(request.module, cluster_server, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def lasting_cluster(
+    request: pytest.FixtureRequest,
+    cluster_server: EmbeddedServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Cluster]:
+    """The same for all tests of a module: starting workers is what takes long."""
+    with clusters(request.module, cluster_server, tmp_path_factory.mktemp("cluster")) as made:
+        yield made
 
 
 @pytest.fixture

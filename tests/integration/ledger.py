@@ -25,16 +25,26 @@ def record(requests: list[SimpleRequest], **more: Any) -> None:
         "token": batch.token if batch else None,
         **more,
     }
-    path = Path(os.environ["TEST_FOLDER"]) / "ledger"
-    data = (json.dumps(line) + "\n").encode()
+    note("ledger", line)
+
+
+def note(name: str, data: Any) -> None:
+    """Appends a line of JSON to a file of this name that tests read."""
+    path = Path(os.environ["TEST_FOLDER"]) / name
+    line = (json.dumps(data) + "\n").encode()
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
-        os.write(handle, data)
+        os.write(handle, line)
     finally:
         os.close(handle)
 
 
 def ledger() -> list[dict[str, Any]]:
     """Returns what was recorded so far, a line per run."""
-    path = Path(os.environ["TEST_FOLDER"]) / "ledger"
+    return noted("ledger")
+
+
+def noted(name: str) -> list[Any]:
+    """Returns what was appended to a file so far."""
+    path = Path(os.environ["TEST_FOLDER"]) / name
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -26,6 +26,7 @@
 -- ARGV[10] once         int   1: at most once, a lost run is not repeated
 -- ARGV[11] force        int   1: whatever waits, due or not
 -- ARGV[12] max_bytes    int   of one batch; a larger request goes alone
+-- ARGV[13] counted      int   0: a worker made this doorbell for itself, it is not one of those out
 --
 -- Returns {"claimed", fence, now_ms, signals, route, (entry, attempts, value)*}, {"busy"} (this
 -- doorbell's run is alive under another token), {"ended"} (this run is over: the call arrived late),
@@ -36,7 +37,7 @@ local attempts, delayed, eta, done, stats = KEYS[10], KEYS[11], KEYS[12], KEYS[1
 local now_ms, group, token, bell, rung_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local flush_every, interval_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
 local lease_ms, limit_ms, once = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
-local force, max_bytes = ARGV[11] == '1', tonumber(ARGV[12])
+local force, max_bytes, counted = ARGV[11] == '1', tonumber(ARGV[12]), ARGV[13] == '1'
 
 local now = clock(now_ms)
 local known = redis.call('HGET', claims, token)
@@ -92,7 +93,7 @@ end
 -- Answers this doorbell: one fewer is out. If others were feared for, and this one was rung last of
 -- all, then it has overtaken them: they are lost.
 local function answer_bell()
-  if bell == '' then
+  if bell == '' or not counted then
     return
   end
   state.out = math.max(state.out - 1, 0)

@@ -9,6 +9,7 @@ which may have any name. Lua never looks inside.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,13 +56,37 @@ def encode(envelope: Envelope, serializer: str | None, compression: str | None =
     args, kwargs, embed = envelope.body
     body = (args, kwargs, embed) if embed and any(embed.values()) else (args, kwargs)
     content_type, encoding, dumped = dumps(body, serializer=serializer)
-    payload: Any = dumped.encode() if isinstance(dumped, str) else dumped
-    meta: dict[str, Any] = {"properties": envelope.properties} if envelope.properties else {}
-    if (content_type, encoding) != _DEFAULT_TYPE:
-        meta["content"] = [content_type, encoding]
+    return wrap(
+        envelope.headers, dumped, (content_type, encoding), compression, envelope.properties
+    )
+
+
+def wrap(
+    headers: Mapping[str, Any],
+    body: str | bytes,
+    content: tuple[str, str],
+    compression: str | None = None,
+    properties: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Returns the bytes of an envelope whose body is serialized already.
+
+    Args:
+        headers: The message headers that cannot be derived from the rest.
+        body: (args, kwargs, embed) as of Celery's message protocol 2, serialized.
+        content: Its content type and its encoding.
+        compression: What to compress it with, if anything.
+        properties: The message properties that cannot be derived from the rest.
+
+    Raises:
+        kombu.exceptions.EncodeError: A header is not JSON.
+    """
+    payload: Any = body.encode() if isinstance(body, str) else bytes(body)
+    meta: dict[str, Any] = {"properties": properties} if properties else {}
+    if content != _DEFAULT_TYPE:
+        meta["content"] = list(content)
     if compression:
         payload, meta["compressed"] = compress(payload, compression)
-    parts: Any = [envelope.headers, meta] if meta else envelope.headers
+    parts: Any = [headers, meta] if meta else headers
     try:
         head = json.dumps(parts, separators=(",", ":")).encode() if parts else b""
     except (TypeError, ValueError) as exc:

@@ -13,7 +13,8 @@ from uuid import uuid4
 
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
-from kombu import Exchange, Queue
+from kombu import Exchange, Message, Queue
+from kombu.serialization import dumps
 
 from redis_batches.model import Bells
 
@@ -70,21 +71,45 @@ def ring(
         logger.warning("cannot ring for %s, the next sweep will: %r", task, exc)
 
 
+def local_message(app: Any, task: str, group: str) -> Message:
+    """Returns a doorbell that does not travel, for the worker that makes it.
+
+    No script counted it as rung, and nobody delivers it again: it is for what would run too late
+    if its doorbells were waited for.
+    """
+    message = _create(app, task, group, 0, counted=False)
+    content_type, encoding, body = dumps(message.body, serializer="json")
+    return Message(
+        body=body,
+        content_type=content_type,
+        content_encoding=encoding,
+        headers=message.headers,
+        properties=message.properties,
+        accept={content_type},
+    )
+
+
+def _create(app: Any, task: str, group: str, rung_ms: int, **more: Any) -> Any:
+    errback = app.signature(ERRBACK, immutable=False)
+    # Never protocol 1, whose messages have no headers that a task sees.
+    message = app.amqp.as_task_v2(
+        str(uuid4()), task, (), {}, ignore_result=True, errbacks=[errback]
+    )
+    message.headers[MARKER] = {"group": group, "rung_ms": rung_ms, **more}
+    return message
+
+
 def _publish(
     app: Any, producer: Any, task: str, bells: Bells, priority: int | None, force: bool
 ) -> None:
-    errback = app.signature(ERRBACK, immutable=False)
-    message = app.amqp.create_task_message(
-        str(uuid4()), task, (), {}, ignore_result=True, errbacks=[errback]
-    )
-    headers = {MARKER: {"group": bells.group, "rung_ms": bells.rung_ms, "force": force}}
+    message = _create(app, task, bells.group, bells.rung_ms, force=force)
     route = json.loads(bells.route) if bells.route else {}
     producer.publish(
         message.body,
         exchange=route.get("exchange", ""),
         routing_key=route.get("routing_key", app.conf.task_default_queue),
         declare=_declare(app, route),
-        headers={**message.headers, **headers},
+        headers=message.headers,
         serializer=app.conf.task_serializer,
         delivery_mode=route.get("delivery_mode") or app.conf.task_default_delivery_mode,
         priority=priority,

@@ -32,7 +32,7 @@ class SimpleRequest:
         hostname: Node name of the worker.
         ignore_result: Whether the call's result is stored nowhere.
         reply_to: Where the rpc result backend answers.
-        correlation_id: Used with `reply_to`; the task id.
+        correlation_id: Used with `reply_to`; the task id, unless another program chose it.
         chord: The chord that the call is a part of, or None.
         attempt: The number of this run of the request; 1 is the first.
         enqueued_at: When it began to wait (UTC, by the server's clock), or None.

@@ -68,6 +68,7 @@ class Runner:
             limit=task.time_limit,
             once=not task.acks_late,
             force=bool(marker.get("force")),
+            counted=marker.get("counted", True),
         )
         if isinstance(lease, Idle):
             raise Ignore(f"nothing to run: {lease.reason}")
@@ -78,7 +79,7 @@ class Runner:
             return self._run(lease)
 
     def run_alone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs a call outside Redis (direct, eager, by the broker) as a batch of one.
+        """Runs a call outside Redis (direct or eager) as a batch of one.
 
         Returns:
             The call's own result.

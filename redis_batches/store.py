@@ -132,6 +132,7 @@ class Store:
         limit: float | None = None,
         once: bool = False,
         force: bool = False,
+        counted: bool = True,
     ) -> Lease | Idle:
         """Leases the oldest due requests of a group.
 
@@ -144,6 +145,7 @@ class Store:
             limit: Seconds that the run may take, or None.
             once: Whether a lost run must not be repeated.
             force: Whether to take what waits though it is not due.
+            counted: Whether a script booked the doorbell.
         """
         token = token or uuid4().hex
         reply = self.run(
@@ -158,6 +160,7 @@ class Store:
             limit_ms=round((limit or 0) * 1000),
             once=int(once),
             force=int(force),
+            counted=int(counted),
             max_bytes=self.settings.flush_bytes,
         )
         word = reply[0]

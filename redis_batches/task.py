@@ -52,6 +52,7 @@ class Batches(Task):  # type: ignore[type-arg]
     typing = False
     acks_late = True
     Request = "redis_batches.worker:DoorbellRequest"
+    Strategy = "redis_batches.arrival:Strategy"
     flush_every: int = 10
     flush_interval: float = 30
     #: The signature that Celery checks calls against, if `typing` gives one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import redis
 
 from redis_batches.embedded import EmbeddedServer
 from tests.integration.processes import Cluster
+from tests.integration.rabbitmq import RabbitMQ, find_rabbitmq
 
 #: The app of a test module, unless it names another: `APP = "tests.integration.apps.NAME"`.
 DEFAULT_APP = "tests.integration.apps.shop"
@@ -39,6 +41,34 @@ def clusters(module: Any, server: EmbeddedServer, folder: Path) -> Iterator[Clus
             yield made
         finally:
             made.stop()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """A RabbitMQ node of the tests' own; it takes some seconds to start."""
+    executable = find_rabbitmq()
+    if executable is None:
+        reason = "RabbitMQ is not installed: apt-get install rabbitmq-server"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with RabbitMQ(executable) as started:
+        yield started
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def broker(
+    request: pytest.FixtureRequest, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The URL of the cluster's broker: a test that takes it runs with either kind."""
+    if request.param == "rabbitmq":
+        node: RabbitMQ = request.getfixturevalue("rabbitmq")
+        node.purge("celery", "clicks")
+        cluster.env["TEST_STORE"] = cluster.env["TEST_BROKER"]
+        cluster.env["TEST_BROKER"] = node.url
+        for name in ("TEST_STORE", "TEST_BROKER"):
+            monkeypatch.setenv(name, cluster.env[name])
+    return cluster.env["TEST_BROKER"]
 
 
 @pytest.fixture

@@ -24,13 +24,21 @@ class Celery:
         args: What follows, e.g. `["worker", "-c", "2"]`.
         env: Environment variables for the app.
         log: Where its output goes.
+        python: The interpreter.
     """
 
-    def __init__(self, app: str, args: Sequence[str], env: dict[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        app: str,
+        args: Sequence[str],
+        env: dict[str, str],
+        log: Path,
+        python: str = sys.executable,
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", app, *args],
+                [python, "-m", "celery", "-A", app, *args],
                 cwd=ROOT,
                 env={**os.environ, **env},
                 stdout=output,
@@ -96,11 +104,15 @@ class Cluster:
         server: The broker, result backend and store.
         app: The module of the app, which reads its settings from the environment.
         folder: Where output goes, and what tasks record (`$TEST_FOLDER`).
+
+    Attributes:
+        python: The interpreter of the processes that are started next.
     """
 
     def __init__(self, server: EmbeddedServer, app: str, folder: Path) -> None:
         self._app = app
         self.folder = folder
+        self.python = sys.executable
         self.started: list[Celery] = []
         base = server.url.rpartition("/")[0]
         self.env = {
@@ -111,7 +123,7 @@ class Cluster:
 
     def _start(self, args: Sequence[str], env: dict[str, str]) -> Celery:
         log = self.folder / f"{args[0]}-{len(self.started)}.log"
-        process = Celery(self._app, args, {**self.env, **env}, log)
+        process = Celery(self._app, args, {**self.env, **env}, log, self.python)
         self.started.append(process)
         return process
 

@@ -11,9 +11,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
+from amqp.exceptions import NotFound
 from kombu import Connection
 
 from redis_batches.embedded import _DIE_WITH_PARENT, HOST
@@ -119,6 +121,12 @@ class RabbitMQ:
         for child in reversed(self._children):
             child.end()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def purge(self, *queues: str) -> None:
+        """Empties queues; they stay, because connections remember what they have declared."""
+        for queue in queues:
+            with Connection(self.url) as connection, suppress(NotFound):
+                connection.default_channel.queue_purge(queue)
 
     def _environment(self) -> dict[str, str]:
         folder, name = self._folder, f"rb-{self._folder.name[-8:]}@localhost"

@@ -1,0 +1,368 @@
+"""Calls that programs without this package send to the queue, with Redis and RabbitMQ as broker."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from celery import Celery, chain, chord, signature
+from celery.exceptions import TaskRevokedError
+from kombu import Connection, Exchange, Queue
+
+from redis_batches import Batches, SimpleRequest
+from redis_batches.config import Settings
+from redis_batches.embedded import EmbeddedServer
+from redis_batches.store import Store
+from tests.conftest import wait_until
+from tests.integration.ledger import ledger
+from tests.integration.processes import Cluster
+
+APP = "tests.integration.apps.arrivals"
+DOUBLE, FULL, TELL = f"{APP}.double", f"{APP}.full", f"{APP}.tell"
+ADD, TOTAL = f"{APP}.add", f"{APP}.total"
+
+
+@pytest.fixture
+def sender(cluster: Cluster, broker: str) -> Iterator[Celery]:
+    """An app that knows the tasks by name only."""
+    made = Celery(
+        "sender", broker=broker, backend=cluster.env["TEST_BACKEND"], set_as_current=False
+    )
+    yield made
+    made.close()
+
+
+def store_of(cluster: Cluster, task: str) -> Store:
+    """Returns the store of a task."""
+    url = cluster.env.get("TEST_STORE", cluster.env["TEST_BROKER"])
+    return Store(redis.Redis.from_url(url), Settings(), task)
+
+
+def is_empty(broker: str, queue: str = "celery") -> bool:
+    """Whether no message waits in a queue, delivered or not."""
+    with Connection(broker) as connection:
+        channel = connection.default_channel
+        if connection.transport.driver_type == "redis":
+            unacked = channel.client.hlen("unacked")
+            return not channel.client.llen(queue) and not unacked
+        # A queue without a consumer has back what its last consumer did not acknowledge.
+        return channel.queue_declare(queue, passive=True).message_count == 0
+
+
+def publish(
+    broker: str, body: Any, headers: dict[str, Any], queue: str = "celery", **properties: Any
+) -> None:
+    """Sends what a program in another language may send."""
+    with Connection(broker) as connection:
+        producer = connection.Producer(auto_declare=False)
+        options = {"content_type": "application/json", "content_encoding": "utf-8", **properties}
+        producer.publish(
+            body, routing_key=queue, declare=[Queue(queue)], headers=headers, **options
+        )
+
+
+def call(task: str, *args: Any, **headers: Any) -> tuple[str, dict[str, Any]]:
+    """Returns the body and the headers of a call with as few headers as the protocol has."""
+    body = json.dumps([args, {}, None])
+    return body, {"task": task, "id": str(uuid4()), "lang": "go", **headers}
+
+
+def arguments() -> list[Any]:
+    """Returns the first argument of each request that ran."""
+    return [args[0] for run in ledger() for args in run["args"]]
+
+
+def test_calls_by_name_share_batches_with_direct_calls(
+    cluster: Cluster, broker: str, sender: Celery
+) -> None:
+    """Each caller gets its own result, and one batch holds both kinds of calls."""
+    cluster.worker()
+    settings = cluster.env.get("TEST_STORE", broker)
+    direct = Celery("direct", broker=broker, backend=cluster.env["TEST_BACKEND"])
+    direct.conf.redis_batches_url = settings
+
+    @direct.task(base=Batches, flush_every=10, flush_interval=3600, name=FULL, shared=False)
+    def full(requests: list[SimpleRequest]) -> None:
+        """Is called only."""
+
+    results = [full.delay(number) for number in range(5)]
+    results += [sender.send_task(FULL, (number,)) for number in range(5, 10)]
+
+    assert [result.get(timeout=20) for result in results] == [2 * n for n in range(10)]
+    assert [len(run["ids"]) for run in ledger()] == [10]
+    wait_until(lambda: is_empty(broker), description="all acknowledged")
+    direct.close()
+
+
+def test_calls_of_protocol_1_join_batches(cluster: Cluster, sender: Celery) -> None:
+    """With their callbacks."""
+    sender.conf.task_protocol = 1
+    cluster.worker()
+
+    results = [
+        sender.send_task(DOUBLE, (n,), link=signature(ADD, (1,), app=sender)) for n in range(10)
+    ]
+
+    assert [result.get(timeout=20) for result in results] == [2 * n for n in range(10)]
+    assert [len(run["ids"]) for run in ledger()] == [10]
+    added = [wait_until(lambda r=r: r.children, description="a child")[0] for r in results]
+    assert [child.get(timeout=20) for child in added] == [2 * n + 1 for n in range(10)]
+
+
+def test_a_call_keeps_what_its_message_says(cluster: Cluster, broker: str, sender: Celery) -> None:
+    """Headers, priority, compression; and what another program chose: a reply queue and its id."""
+    cluster.worker()
+
+    sent = sender.send_task(
+        TELL, (1,), {"a": 2}, headers={"shop": "x"}, priority=3, compression="gzip"
+    )
+    seen = sent.get(timeout=20)
+
+    assert (seen["args"], seen["kwargs"], seen["priority"]) == ([1], {"a": 2}, 3)
+    assert seen["headers"]["shop"] == "x"
+    assert seen["headers"]["compression"] is None
+    assert seen["correlation_id"] == sent.id
+
+    body, headers = call(TELL, 1, retries=None, expires="2100-01-01T00:00:00Z")
+    publish(broker, body, headers, correlation_id="mine", reply_to="there", content_encoding=None)
+    seen = sender.AsyncResult(headers["id"]).get(timeout=20)
+    assert (seen["correlation_id"], seen["reply_to"]) == ("mine", "there")
+    assert seen["headers"]["retries"] == 0
+
+
+def test_chains_links_and_chords_of_names_go_on(cluster: Cluster, sender: Celery) -> None:
+    """A batch task may be any step."""
+    cluster.worker()
+
+    def step(name: str, *args: Any) -> Any:
+        return signature(name, args, app=sender)
+
+    steps = chain(step(DOUBLE, 2), step(ADD, 1), step(DOUBLE), app=sender).apply_async()
+    header = [step(DOUBLE, number) for number in range(4)]
+    both = chord(header, app=sender)(step(TOTAL))
+
+    assert steps.get(timeout=30) == 10
+    assert both.get(timeout=30) == 12
+
+
+def test_a_countdown_waits_in_redis(cluster: Cluster, broker: str, sender: Celery) -> None:
+    """The message is acknowledged at once; the call does not run before its time."""
+    cluster.worker()
+
+    sent = time.time()
+    result = sender.send_task(TELL, (1,), countdown=3)
+    store = store_of(cluster, TELL)
+    wait_until(lambda: store.stats()["delayed"] == 1, 2, description="it waits in Redis")
+
+    assert result.get(timeout=20)["now"] >= sent + 3
+
+
+def test_a_message_that_is_delivered_again_runs_once(
+    cluster: Cluster, broker: str, sender: Celery
+) -> None:
+    """The worker stored it and died before its acknowledgement, while another one ran it."""
+    first = cluster.worker(TEST_STOP_BEFORE_ACK="1")
+    result = sender.send_task(DOUBLE, (1,))
+    wait_until((cluster.folder / "stopped").exists, description="it is stored")
+
+    second = cluster.worker()
+    assert result.get(timeout=20) == 2
+    first.kill()
+    deliver_again(broker)
+
+    second.wait_for(f"{DOUBLE}[{result.id}] received")
+    store = store_of(cluster, DOUBLE)
+    after = sender.send_task(DOUBLE, (2,))
+    assert after.get(timeout=20) == 4
+    assert arguments() == [1, 2]
+    assert store.stats()["pushed"] == 2
+    assert "another call with this id" not in second.output()
+    second.stop()
+    assert is_empty(broker)
+
+
+def deliver_again(broker: str) -> None:
+    """Does what the Redis broker does when its visibility timeout is over."""
+    with Connection(broker, transport_options={"visibility_timeout": 0}) as connection:
+        if connection.transport.driver_type == "redis":
+            connection.default_channel.qos.restore_visible(num=None)
+
+
+def test_an_id_that_waits_is_kept(cluster: Cluster, broker: str, sender: Celery) -> None:
+    """A second call with it is acknowledged, and the log says so."""
+    worker = cluster.worker()
+    sender.send_task(FULL, (1,), task_id="same")
+    sender.send_task(FULL, (2,), task_id="same")
+    worker.wait_for("another call with this id waits or runs")
+
+    results = [sender.send_task(FULL, (n,)) for n in range(9)]
+    assert [result.get(timeout=20) for result in results] == [2 * n for n in range(9)]
+    assert arguments() == [1, *range(9)]
+    worker.stop()
+    assert is_empty(broker)
+
+
+def test_an_id_that_ran_may_be_called_again(cluster: Cluster, sender: Celery) -> None:
+    """Also with the same arguments at once: it is no message that was delivered twice."""
+    cluster.worker()
+    store = store_of(cluster, DOUBLE)
+    for count in (1, 2, 3):
+        publish_again = call(DOUBLE, 5)
+        publish(str(sender.conf.broker_url), publish_again[0], {**publish_again[1], "id": "same"})
+        wait_until(lambda c=count: store.stats()["acked"] == c, description="it ran")
+
+    assert arguments() == [5, 5, 5]
+
+
+def test_revoked_and_expired_calls_do_not_run(
+    cluster: Cluster, broker: str, sender: Celery
+) -> None:
+    """They show it, and their messages are acknowledged."""
+    worker = cluster.worker()
+    sender.control.revoke("unwanted")
+    worker.wait_for("unwanted")
+    past = (datetime.now(timezone.utc) - timedelta(minutes=1)).isoformat()
+    for headers in {"id": "unwanted"}, {"id": "late", "expires": past}:
+        publish(broker, *call(DOUBLE, 1, **headers))
+
+    for task_id in ("unwanted", "late"):
+        with pytest.raises(TaskRevokedError):
+            sender.AsyncResult(task_id).get(timeout=20)
+    assert sender.send_task(DOUBLE, (2,)).get(timeout=20) == 4
+    assert arguments() == [2]
+    worker.stop()
+    assert is_empty(broker)
+
+
+def test_a_message_that_is_no_call_is_rejected(
+    cluster: Cluster, broker: str, sender: Celery
+) -> None:
+    """It is logged and gone, and the worker goes on."""
+    worker = cluster.worker()
+    good, headers = call(DOUBLE, 1)
+    for body in ("not JSON", "[]", "null", "5", '"args"', "[1, 2, 3]", "[[], []]", "[[], {}, 7]"):
+        publish(broker, body, headers)
+    for wrong in {"id": None}, {"id": 7}, {"eta": "soon"}, {"expires": 5}:
+        publish(broker, good, {**headers, **wrong})
+    publish(broker, good, {"task": DOUBLE})
+    publish(broker, b"\x80\x04N.", headers, content_type="application/x-python-serialize")
+
+    assert sender.send_task(DOUBLE, (2,)).get(timeout=20) == 4
+
+    assert arguments() == [2]
+    assert worker.output().count("Received and deleted") == 0
+    worker.stop()
+    assert is_empty(broker)
+
+
+def test_a_call_that_cannot_wait_in_redis_fails(
+    cluster: Cluster, broker: str, sender: Celery
+) -> None:
+    """Its caller is told why; the worker goes on."""
+    worker = cluster.worker()
+
+    large = sender.send_task(DOUBLE, ("x" * 3000,))
+    odd = sender.send_task(DOUBLE, (1,), task_id="no spaces")
+
+    with pytest.raises(Exception, match="redis_batches_max_payload allows 2,000"):
+        large.get(timeout=20)
+    with pytest.raises(Exception, match="'no spaces' is not usable"):
+        odd.get(timeout=20)
+    assert sender.send_task(DOUBLE, (2,)).get(timeout=20) == 4
+    worker.stop()
+    assert is_empty(broker)
+
+
+@pytest.fixture
+def store_server(cluster: Cluster, broker: str) -> Iterator[EmbeddedServer]:
+    """A server of its own in which requests wait."""
+    with EmbeddedServer() as started:
+        cluster.env["TEST_STORE"] = started.url
+        yield started
+
+
+def test_what_arrives_while_redis_is_down_is_held(
+    cluster: Cluster, store_server: EmbeddedServer, broker: str, sender: Celery
+) -> None:
+    """No message is delivered twice, other tasks run, and each call runs once Redis is back."""
+    worker = cluster.worker(concurrency=1)
+    store_server.kill()
+
+    results = [sender.send_task(DOUBLE, (number,)) for number in range(25)]
+    assert sender.send_task(ADD, (1, 2)).get(timeout=30) == 3
+    worker.wait_for("is held, and tried again")
+    assert not ledger()
+    store_server.start()
+
+    assert [result.get(timeout=40) for result in results] == [2 * n for n in range(25)]
+    assert sorted(arguments()) == list(range(25))
+    assert all(worker.output().count(f"[{r.id}] received") == 1 for r in results)
+    assert worker.output().count("is held, and tried again") == 1
+    worker.stop()
+    assert is_empty(broker)
+
+
+def test_what_is_held_is_the_brokers_after_a_lost_connection(
+    cluster: Cluster, store_server: EmbeddedServer, broker: str, sender: Celery
+) -> None:
+    """A worker that ends while it holds messages loses none."""
+    worker = cluster.worker(concurrency=1)
+    store_server.kill()
+    results = [sender.send_task(DOUBLE, (number,)) for number in range(10)]
+    worker.wait_for("is held, and tried again")
+    worker.stop()
+
+    store_server.start()
+    cluster.worker(concurrency=1)
+
+    assert [result.get(timeout=40) for result in results] == [2 * n for n in range(10)]
+    assert sorted(arguments()) == list(range(10))
+
+
+def test_a_full_backlog_is_drained_though_its_doorbells_wait_behind_what_is_held(
+    cluster: Cluster, broker: str, sender: Celery
+) -> None:
+    """The broker delivers nothing more to a worker that holds; so it rings for itself."""
+    results = [sender.send_task(FULL, (number,)) for number in range(200)]
+
+    worker = cluster.worker(concurrency=1, TEST_MAX_PENDING="20", TEST_EXTRA="2")
+
+    assert [result.get(timeout=40) for result in results] == [2 * n for n in range(200)]
+    assert sorted(arguments()) == list(range(200))
+    assert {len(run["ids"]) for run in ledger()} == {10}
+    worker.wait_for("as many as redis_batches_max_pending")
+
+
+def test_a_long_queue_runs_while_it_arrives(cluster: Cluster, broker: str, sender: Celery) -> None:
+    """Doorbells wait at its end; yet the pool has work before all of it has arrived."""
+    for number in range(2000):
+        sender.send_task(FULL, (number,), ignore_result=True)
+    cluster.worker(concurrency=1)
+    store = store_of(cluster, FULL)
+
+    first = wait_until(ledger, description="the first batch runs")[0]
+    pushed = store.stats()["pushed"]
+
+    assert len(first["ids"]) == 10
+    assert pushed < 1500
+    wait_until(lambda: store.stats()["acked"] == 2000, 60, description="all ran")
+    assert sorted(arguments()) == list(range(2000))
+
+
+def test_a_call_by_a_topic_runs(cluster: Cluster, broker: str, sender: Celery) -> None:
+    """Its doorbell goes where the message came from."""
+    cluster.worker("-Q", "clicks")
+    events = Exchange("events", type="topic")
+    sender.conf.task_queues = [Queue("clicks", events, routing_key="click.*")]
+
+    results = [
+        sender.send_task(FULL, (n,), queue="clicks", routing_key="click.us") for n in range(10)
+    ]
+
+    assert [result.get(timeout=20) for result in results] == [2 * n for n in range(10)]

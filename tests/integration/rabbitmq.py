@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from amqp.exceptions import NotFound
-from kombu import Connection
+from kombu import Connection, pools
 
 from redis_batches.embedded import _DIE_WITH_PARENT, HOST
 from tests.conftest import wait_until
@@ -118,6 +118,9 @@ class RabbitMQ:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for pool in pools.connections.values():
+            if pool.connection.transport.driver_type == "amqp":
+                pool.force_close_all()
         for child in reversed(self._children):
             child.end()
         shutil.rmtree(self._folder, ignore_errors=True)

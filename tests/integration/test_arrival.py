@@ -35,6 +35,7 @@ def sender(cluster: Cluster, broker: str) -> Iterator[Celery]:
         "sender", broker=broker, backend=cluster.env["TEST_BACKEND"], set_as_current=False
     )
     yield made
+    made.backend.result_consumer.stop()
     made.close()
 
 

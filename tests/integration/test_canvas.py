@@ -304,6 +304,18 @@ def test_a_state_of_ones_own_belongs_to_a_request(tasks: Any) -> None:
 # -- Signals and events
 
 
+def test_handlers_and_the_current_request_are_the_batchs(tasks: Any) -> None:
+    """`before_start`, `on_success`, `after_return` once per batch; STARTED per request."""
+    results = [tasks.handled.delay() for _ in range(4)]
+
+    states_then, batches = zip(*(result.get(timeout=20) for result in results), strict=True)
+    assert set(states_then) == {states.STARTED}
+    (batch,) = set(batches)
+    assert batch not in {result.id for result in results}
+    expected = [[name, batch] for name in ("before_start", "on_success", "after_return")]
+    wait_until(lambda: noted("handled") == expected, description="its handlers")
+
+
 @contextmanager
 def listening(app: Any) -> Iterator[list[dict[str, Any]]]:
     """Collects the events of all workers and callers."""
@@ -321,7 +333,7 @@ def listening(app: Any) -> Iterator[list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "ends"), [("double", "success"), ("raising", "failure"), ("autoretry", "retry")]
+    ("name", "ends"), [("well", "success"), ("badly", "failure"), ("again", "retry")]
 )
 def test_a_worker_tells_of_batches_a_caller_of_calls(tasks: Any, name: str, ends: str) -> None:
     """Signals and events of a worker are those of the doorbell, task-sent those of each call."""

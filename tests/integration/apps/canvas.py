@@ -27,6 +27,10 @@ app.conf.update(
 TRIGGER: dict[str, Any] = {"flush_every": 4, "flush_interval": 0.1, "app": app}
 
 
+#: For tests that count batches: four calls make one, however slow the machine is.
+WHOLE: dict[str, Any] = {"flush_every": 4, "flush_interval": 30, "app": app}
+
+
 class Wrong(Exception):
     """What these tasks raise."""
 
@@ -108,6 +112,37 @@ def progress(self: Task[Any, Any], requests: list[SimpleRequest]) -> list[Any]:
         refused = str(exc)
     stored = [app.AsyncResult(request.id) for request in requests]
     return [[result.state, result.info, refused] for result in stored]
+
+
+class Handled(Batches):
+    """Tells when its handlers are called, and for whom."""
+
+    abstract = True
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """Before a batch."""
+        note("handled", ["before_start", task_id])
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        """After a batch that went well."""
+        note("handled", ["on_success", task_id])
+
+    def after_return(self, status: str, retval: Any, task_id: str, *_: Any) -> None:
+        """After any batch."""
+        note("handled", ["after_return", task_id])
+
+
+well = batched_task(**WHOLE, name="canvas.well")(double.function)
+badly = batched_task(**WHOLE, name="canvas.badly")(raising.function)
+again = batched_task(
+    **WHOLE, name="canvas.again", autoretry_for=(Wrong,), default_retry_delay=0, max_retries=3
+)(autoretry.function)
+
+
+@batched_task(**WHOLE, base=Handled, bind=True, track_started=True)
+def handled(self: Task[Any, Any], requests: list[SimpleRequest]) -> list[Any]:
+    """Returns the state of each request while it runs, and the batch's own id."""
+    return [[app.AsyncResult(request.id).state, self.request.id] for request in requests]
 
 
 @batched_task(**TRIGGER)
@@ -247,7 +282,7 @@ def batch_hear(requests: list[SimpleRequest]) -> None:
 
 def _tell(name: str) -> None:
     def receive(sender: Any = None, **sent: Any) -> None:
-        if getattr(sender, "name", sender) in (double.name, raising.name, autoretry.name):
+        if getattr(sender, "name", sender) in (well.name, badly.name, again.name):
             request = sent.get("request")
             note("signal", [name, sender.name, sent.get("task_id") or (request and request.id)])
 

@@ -172,8 +172,22 @@ class Settings:
             raise OptionError("redis_batches_lease", self.lease, allowed)
 
     @classmethod
-    def read(cls, conf: Mapping[str, Any]) -> Settings:
-        """Returns the settings of a Celery configuration."""
+    def read(cls, conf: Mapping[str, Any], namespace: str | None = None) -> Settings:
+        """Returns the settings of a Celery configuration.
+
+        Args:
+            conf: The configuration.
+            namespace: What its names begin with, as of `config_from_object`.
+
+        Raises:
+            OptionError: A value is not allowed, or a name that begins as these is none of them.
+        """
+        known = {f"redis_batches_{field.name}" for field in fields(cls)}
+        prefix = f"{namespace}_".lower() if namespace else ""
+        for key in conf:
+            name = str(key).lower().removeprefix(prefix)
+            if name.startswith("redis_batches_") and name not in known:
+                raise UnknownOption(name, next(iter(get_close_matches(name, known, 1)), None))
         found = {field.name: conf.get(f"redis_batches_{field.name}") for field in fields(cls)}
         return cls(**{name: value for name, value in found.items() if value is not None})
 

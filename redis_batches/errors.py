@@ -43,11 +43,11 @@ class OptionError(BatchesError, ValueError):
 
 
 class UnknownOption(OptionError):
-    """A task has an option that looks like a mistyped one of this package."""
+    """A task has an option, or an app a setting, that looks like a mistyped one of this package."""
 
     def __init__(self, option: str, likely: str | None) -> None:
-        hint = f": did you mean {likely}?" if likely else "; settings go into app.conf"
-        ValueError.__init__(self, f"{option} is not an option of a batch task{hint}")
+        hint = f": did you mean {likely}?" if likely else ""
+        ValueError.__init__(self, f"{option} is not known here{hint}")
 
 
 class RequestError(BatchesError, ValueError):

@@ -44,7 +44,7 @@ class Runtime:
             ImproperlyConfigured: One of them is not allowed.
         """
         try:
-            return Settings.read(self.app.conf)
+            return Settings.read(self.app.conf, self.app.namespace)
         except OptionError as exc:
             raise ImproperlyConfigured(str(exc)) from exc
 

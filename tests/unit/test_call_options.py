@@ -232,8 +232,8 @@ def test_what_celery_takes_is_taken(app: Celery, moment: Any) -> None:
         ("flush_evry", "did you mean flush_every"),
         ("flush_intervall", "did you mean flush_interval"),
         ("flash_every", "did you mean flush_every"),
-        ("flush_bytes", "is not an option of a batch task"),
-        ("redis_batches_lease", "settings go into app.conf"),
+        ("flush_bytes", "is not known here"),
+        ("redis_batches_lease", "is not known here"),
     ],
 )
 def test_a_mistyped_option_of_a_task_is_refused(app: Celery, option: str, hint: str) -> None:

@@ -134,6 +134,21 @@ def test_settings_are_refused_when_they_are_first_used(app: Celery) -> None:
         task.delay()
 
 
+def test_a_mistyped_setting_is_refused(app: Celery) -> None:
+    """Whether it is set on the app or in a namespace."""
+
+    class Config:
+        CELERY_REDIS_BATCHES_LEESE = 12
+
+    app.conf.redis_batches_leese = 12
+    spaced = Celery("spaced", set_as_current=False)
+    spaced.config_from_object(Config, namespace="CELERY")
+
+    for each in (app, spaced):
+        with pytest.raises(ImproperlyConfigured, match="did you mean redis_batches_lease"):
+            _ = runtime_of(each).settings
+
+
 def test_without_redis_anywhere_the_error_says_what_to_set() -> None:
     """Neither the broker nor the result backend is Redis."""
     app = Celery("none", broker="memory://", set_as_current=False)

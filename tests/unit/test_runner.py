@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from celery import Celery, states
+from celery import Celery, signals, states
 from celery.exceptions import Ignore, Retry, WorkerLostError
 
 from redis_batches import OptionError, SimpleRequest
@@ -237,6 +237,37 @@ def test_an_expired_call_is_revoked_and_does_not_run() -> None:
         assert ran == ["new"]
         assert (expired.state, fresh.state) == (states.REVOKED, states.SUCCESS)
         assert here.task.stats()["acked"] == 2
+
+
+def test_task_revoked_is_sent_for_each_call_that_expired() -> None:
+    """With the call's own request, as Celery's workers do."""
+    revoked: list[tuple[str, bool]] = []
+
+    def receive(request: Any, expired: bool, **_: Any) -> None:
+        revoked.append((request.id, expired))
+
+    with in_process(first_argument, 2) as here:
+        results = [here.task.apply_async((1,), expires=-1) for _ in range(2)]
+        signals.task_revoked.connect(receive)
+        answer(here)
+        signals.task_revoked.disconnect(receive)
+
+    assert revoked == [(result.id, True) for result in results]
+
+
+@pytest.mark.parametrize("option", ["args", "kwargs", "queue"])
+def test_a_retry_of_a_batch_takes_no_arguments_of_a_call(option: str) -> None:
+    """Each request keeps its own: the error is told to every caller."""
+
+    def function(self: Any, requests: list[SimpleRequest]) -> None:
+        self.retry(**{option: {"args": (1,), "kwargs": {}, "queue": "q"}[option]})
+
+    with in_process(function, 1, bind=True) as here:
+        result = here.task.delay()
+        with pytest.raises(TypeError):
+            here.answer()
+
+        assert "each request keeps its own arguments and options" in str(result.result)
 
 
 @pytest.mark.parametrize("option", ["time_limit", "soft_time_limit"])

@@ -270,7 +270,7 @@ def test_typing_checks_the_arguments_of_calls(app: Celery) -> None:
             each.delay()
         with pytest.raises(TypeError, match="unexpected keyword argument 'usr'"):
             each.s("http://example.com").apply_async(kwargs={"usr": "me"})
-        assert each.stats()["pushed"] == 1
+        assert (each.typing, each.stats()["pushed"]) == (True, 1)
 
 
 def test_typing_is_off_unless_it_is_asked_for(app: Celery) -> None:

@@ -20,6 +20,8 @@ OURS = LIBRARY == "redis_batches"
 PAGE = "http://example.com/page"
 #: An interval that no benchmark waits for: only full batches run.
 NEVER = 3600
+#: Requests of a batch, where a benchmark does not choose another number.
+EVERY = int(os.environ.get("BENCHMARK_EVERY", "100"))
 
 Batches = import_module(LIBRARY).Batches
 app = Celery("benchmarks.workload", broker=f"{SERVER}/0", backend=f"{SERVER}/1")
@@ -35,7 +37,7 @@ def note_run(requests: list[Any]) -> None:
     os.write(_runs, f"{time.monotonic()} {len(requests)}\n".encode())
 
 
-@app.task(base=Batches, flush_every=100, flush_interval=NEVER, ignore_result=True)
+@app.task(base=Batches, flush_every=EVERY, flush_interval=NEVER, ignore_result=True)
 def count_page(requests: list[Any]) -> None:
     """Stores no results."""
     note_run(requests)
@@ -55,11 +57,11 @@ def find_titles(requests: list[Any]) -> list[str]:
 
 if OURS:
     title_page = import_module(LIBRARY).batched_task(
-        app=app, name="title_page", flush_every=100, flush_interval=NEVER
+        app=app, name="title_page", flush_every=EVERY, flush_interval=NEVER
     )(find_titles)
 else:
 
-    @app.task(base=Batches, name="title_page", flush_every=100, flush_interval=NEVER)
+    @app.task(base=Batches, name="title_page", flush_every=EVERY, flush_interval=NEVER)
     def title_page(requests: list[Any]) -> None:
         """Stores one result per request, as the documentation of celery-batches shows it."""
         for request, title in zip(requests, find_titles(requests), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,8 @@ from redis_batches.errors import LeaseLost, ResultCountError, ResultKeyError, Re
 from redis_batches.lease import Lease
 from redis_batches.model import Bells, Outcome, Verb
 from redis_batches.request import SimpleRequest
+from redis_batches.results import CHUNK
+from redis_batches.scripts import chunked
 
 if TYPE_CHECKING:
     from redis_batches.task import Batches
@@ -212,6 +215,7 @@ class Batch:
         """
         self._ending = True
         store = self.task.returns_results
+        self._tell_together([(r, results.get(r.id)) for r in self.undecided], store=store)
         for request in self.undecided:
             result = results.get(request.id)
             if isinstance(result, Exception):
@@ -240,8 +244,16 @@ class Batch:
             Whether any of it will run again.
         """
         self._ending = True
+        self._tell_together([(request, exc) for request in self.undecided], store=True)
         kept = [self.fail_or_retry(request, exc, Verb.RETRY_BATCH) for request in self.undecided]
         return any(kept)
+
+    def fail_undecided(self, exc: Exception) -> None:
+        """Settles what is undecided when something else ended the run."""
+        self._ending = True
+        self._tell_together([(request, exc) for request in self.undecided], store=True)
+        for request in self.undecided:
+            self.fail(request, exc)
 
     def retry_undecided(self, reason: Retry) -> None:
         """Settles what is undecided when the function raised a `Retry` of its own."""
@@ -293,6 +305,42 @@ class Batch:
         except BaseException:
             self._open[request.id] = request
             raise
+
+    def _tell_together(self, outcomes: Sequence[tuple[SimpleRequest, Any]], *, store: bool) -> None:
+        """Tells many outcomes with few round trips; what it leaves open is told one by one.
+
+        Args:
+            outcomes: Undecided requests and their results, or exceptions.
+            store: Whether values are stored, if a call does not ignore its result.
+        """
+        if self.lease is None:
+            return
+        final = (pair for pair in outcomes if self._is_plain_and_final(*pair))
+        for chunk in chunked(final, CHUNK):
+            self._confirm()
+            try:
+                told = self._patiently(partial(self._try_together, chunk, store))
+            except Exception as exc:
+                if completion.is_transient(self.task, exc):
+                    raise
+                logger.warning("batch %s tells its outcomes one by one: %r", self.token, exc)
+                return
+            for request in told:
+                del self._open[request.id]
+                self._finished.append(request.id)
+
+    def _is_plain_and_final(self, request: SimpleRequest, value: Any) -> bool:
+        if not completion.is_plain(request):
+            return False
+        return not (
+            isinstance(value, Exception)
+            and self.task.autoretry_plan(value, request.retries) is not None
+        )
+
+    def _try_together(
+        self, outcomes: Sequence[tuple[SimpleRequest, Any]], store: bool
+    ) -> list[SimpleRequest]:
+        return completion.tell_together(self.task, outcomes, store=store)
 
     def _forget(self, request: SimpleRequest, stored: bool | None) -> None:
         """Notes a told request as finished; at once where nothing else would tell a second run."""

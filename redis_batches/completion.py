@@ -6,7 +6,7 @@ part of a chord: see `celery.app.trace`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from traceback import format_exception
@@ -22,6 +22,8 @@ from celery.utils.serialization import get_pickleable_exception
 from kombu.exceptions import OperationalError
 
 from redis_batches.request import SimpleRequest
+from redis_batches.results import CHUNK, Gathering, can_gather, reader
+from redis_batches.scripts import chunked
 
 if TYPE_CHECKING:
     from redis_batches.task import Batches
@@ -53,6 +55,58 @@ def tell_success(task: Batches, request: SimpleRequest, value: Any, *, store: bo
         with _current(task, request.context):
             task.backend.mark_as_done(request.id, value, request.context, store)
     return store
+
+
+def tell_together(
+    task: Batches, outcomes: Sequence[tuple[SimpleRequest, Any]], *, store: bool
+) -> list[SimpleRequest]:
+    """Tells results, and exceptions for failures, with as few round trips as possible.
+
+    Args:
+        task: The batch task.
+        outcomes: At most `results.CHUNK` calls on which nothing hangs (`is_plain`).
+        store: Whether values are stored, if a call does not ignore its result.
+
+    Returns:
+        The calls that were told. Any other has an outcome that cannot be stored.
+    """
+    stored = [outcome for outcome in outcomes if _is_stored(task, *outcome, store)]
+    told = [request for request, value in outcomes if not _is_stored(task, request, value, store)]
+    if not stored or not can_gather(task.backend):
+        return told
+    gathering = Gathering(task.backend, [request.id for request, _ in stored])
+    extended = task.app.conf.result_extended
+    for request, value in stored:
+        try:
+            _note(gathering, request, value, extended)
+        except Exception as exc:
+            logger.debug("%s[%s] cannot be told with others: %r", request.name, request.id, exc)
+            continue
+        told.append(request)
+        if gathering.is_full:
+            gathering.send()
+    gathering.send()
+    return told
+
+
+def is_plain(request: SimpleRequest) -> bool:
+    """Whether nothing hangs on a call: no link, no chain, no chord, no errback."""
+    return not request.embed
+
+
+def _note(gathering: Gathering, request: SimpleRequest, value: Any, extended: bool) -> None:
+    context = request.context if extended else request.brief_context
+    if isinstance(value, Exception):
+        exc, text = get_pickleable_exception(value), traceback_of(value)
+        gathering.note(request.id, exc, states.FAILURE, traceback=text, request=context)
+    else:
+        gathering.note(request.id, value, states.SUCCESS, request=context)
+
+
+def _is_stored(task: Batches, request: SimpleRequest, value: Any, store: bool) -> bool:
+    if isinstance(value, Exception) and task.store_errors_even_if_ignored:
+        return True
+    return (store or isinstance(value, Exception)) and not ignored(task, request)
 
 
 def tell_revoked(task: Batches, request: SimpleRequest) -> None:
@@ -109,22 +163,35 @@ def tell_retry(task: Batches, request: SimpleRequest, reason: Retry) -> bool:
     return True
 
 
-def tell_started(task: Batches, request: SimpleRequest) -> None:
-    """Stores that the call runs, if the task has `track_started`."""
-    if task.track_started and not ignored(task, request):
-        task.backend.store_result(
-            request.id, {"hostname": request.hostname}, states.STARTED, request=request.context
-        )
+def tell_started(task: Batches, requests: Sequence[SimpleRequest]) -> None:
+    """Stores that calls run, if the task has `track_started`."""
+    if not task.track_started:
+        return
+    stored = [request for request in requests if not ignored(task, request)]
+    for chunk in chunked(stored, CHUNK):
+        results = reader(task.backend, [request.id for request in chunk])
+        for request in chunk:
+            meta = {"hostname": request.hostname}
+            results.note(request.id, meta, states.STARTED, request=request.context)
+        results.send()
 
 
-def is_settled(task: Batches, request: SimpleRequest) -> bool:
-    """Whether an earlier run of the call stored its final state.
+def settled(task: Batches, requests: Sequence[SimpleRequest]) -> list[SimpleRequest]:
+    """Returns the calls whose final state an earlier run stored."""
+    if not task.backend.persistent:
+        return []
+    found = []
+    for chunk in chunked((r for r in requests if not ignored(task, r)), CHUNK):
+        results = reader(task.backend, [request.id for request in chunk])
+        found += [request for request in chunk if _is_final(results.meta(request.id), request)]
+    return found
 
-    A state that is older than the call is that of another one, which had the same id.
+
+def _is_final(meta: dict[str, Any], request: SimpleRequest) -> bool:
+    """Whether a stored state is a call's final one.
+
+    One that is older than the call is that of another one, which had the same id.
     """
-    if ignored(task, request) or not task.backend.persistent:
-        return False
-    meta = task.backend.get_task_meta(request.id, cache=False)
     if meta.get("status") not in states.READY_STATES:
         return False
     told, since = meta.get("date_done"), request.enqueued_at

@@ -94,6 +94,16 @@ class SimpleRequest:
         return messages.context(self.request_dict, self.embed)
 
     @property
+    def brief_context(self) -> Context:
+        """What Celery stores of the call with a state, unless the setting `result_extended` is on.
+
+        It has the headers that differ from those of a plain call; to derive the others takes long.
+        """
+        if self._derive is None or "request_dict" in self.__dict__:
+            return self.context
+        return messages.brief_context(self._derive[1])
+
+    @property
     def retries(self) -> int:
         """How often the call was retried before."""
         return int(self.request_dict.get("retries") or 0)

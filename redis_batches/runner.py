@@ -123,8 +123,7 @@ class Runner:
             batch, hopeless = self._open(lease)
             batch.patience = 0
             self._sift(batch, hopeless, ran=True)
-            for request in batch.undecided:
-                batch.fail(request, exc)
+            batch.fail_undecided(exc)
             self._settle(batch)
 
     def _run(self, lease: Lease) -> Any:
@@ -240,7 +239,7 @@ class Runner:
         """
         task = self._task
         seen_before = [request for request in batch.requests if ran or request.attempt > 1]
-        batch.leave_out([r for r in seen_before if completion.is_settled(task, r)])
+        batch.leave_out(completion.settled(task, seen_before))
         for request, exc in hopeless:
             batch.give_up(request, exc)
         if not ran:
@@ -248,8 +247,7 @@ class Runner:
             for request in expired:
                 completion.tell_revoked(task, request)
             batch.leave_out(expired)
-            for request in batch.requests:
-                completion.tell_started(task, request)
+            completion.tell_started(task, batch.requests)
 
 
 def _decode(claimed: Claimed, accept: Any) -> tuple[Envelope, Exception | None]:

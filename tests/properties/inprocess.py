@@ -9,6 +9,7 @@ from typing import Any
 import fakeredis
 import pytest
 from celery import Celery
+from celery.backends.redis import RedisBackend
 
 from redis_batches import SimpleRequest, batched_task, doorbell
 from redis_batches.model import Bells
@@ -46,16 +47,37 @@ class InProcess:
 
 @contextmanager
 def in_process(
-    function: Callable[[list[SimpleRequest]], Any], flush_every: int, **options: Any
+    function: Callable[[list[SimpleRequest]], Any],
+    flush_every: int,
+    *,
+    results: fakeredis.FakeServer | None = None,
+    **options: Any,
 ) -> Iterator[InProcess]:
-    """Makes a task of a function; its requests wait in a fake Redis, its results in memory."""
+    """Makes a task of a function; its requests wait in a fake Redis.
+
+    Args:
+        function: What runs the batches.
+        flush_every: Requests of a full batch.
+        results: The fake Redis that is its result backend; by default they are in memory.
+        options: Of the task.
+    """
     server, rung = fakeredis.FakeServer(), list[Bells]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "redis_batches.runtime.connect", lambda *_: fakeredis.FakeRedis(server=server)
         )
         patch.setattr(doorbell, "_publish", lambda *args: rung.append(args[3]))
-        app = Celery("here", broker="memory://", backend="cache+memory://", set_as_current=False)
+        backend = "cache+memory://"
+        if results is not None:
+            backend = "redis://127.0.0.1:1/1"
+            client = fakeredis.FakeRedis(server=results)
+            patch.setattr(RedisBackend, "_create_client", lambda *_, **__: client)
+            # Nobody waits for results, which needs a connection of its own.
+            for name in ("consume_from", "cancel_for"):
+                patch.setattr(RedisBackend.ResultConsumer, name, lambda *_: None)
+        app = Celery("here", broker="memory://", backend=backend, set_as_current=False)
+        # Celery itself would try again for 20 seconds.
+        app.conf.result_backend_transport_options = {"retry_policy": {"max_retries": 1}}
         app.conf.redis_batches_url = "redis://127.0.0.1:1/0"
         app.conf.redis_batches_max_dead = 1_000_000
         app.conf.result_cache_max = -1

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
+import fakeredis
 import pytest
-from celery.exceptions import TimeLimitExceeded
+import redis
+from celery.exceptions import Ignore, TimeLimitExceeded
 
 from redis_batches import SimpleRequest
-from redis_batches.errors import StoreError
+from redis_batches.codec import text
+from redis_batches.errors import LeaseLost, StoreError
+from redis_batches.model import Bells
 from redis_batches.runner import Runner
 from redis_batches.store import Store
 from tests.properties.inprocess import InProcess, in_process
 
 CALLS = 4
+REFUSED = (ConnectionRefusedError, redis.exceptions.ConnectionError)
 
 
 def returns(requests: list[SimpleRequest]) -> list[int]:
@@ -29,6 +35,10 @@ def raises(requests: list[SimpleRequest]) -> None:
     raise ConnectionError("all")
 
 
+def raises_for_good(requests: list[SimpleRequest]) -> None:
+    raise ValueError("all")
+
+
 def fails_one(requests: list[SimpleRequest]) -> None:
     requests[0].fail(ValueError("one"))
 
@@ -37,15 +47,28 @@ def retries_one(requests: list[SimpleRequest]) -> None:
     requests[0].retry(countdown=60)
 
 
-@pytest.fixture(params=[returns, returns_one_error, raises, fails_one, retries_one])
-def here(request: pytest.FixtureRequest) -> Iterator[InProcess]:
+@pytest.fixture(params=[None, fakeredis.FakeServer], ids=["one by one", "together"])
+def results(request: pytest.FixtureRequest) -> fakeredis.FakeServer | None:
+    """A Redis for the results, which are told together then, or None."""
+    return request.param and request.param()
+
+
+@pytest.fixture(
+    params=[returns, returns_one_error, raises, raises_for_good, fails_one, retries_one]
+)
+def here(
+    request: pytest.FixtureRequest, results: fakeredis.FakeServer | None
+) -> Iterator[InProcess]:
     """A task whose function settles its requests in one of several ways."""
-    with in_process(request.param, CALLS, autoretry_for=(ConnectionError,)) as made:
+    options = {"results": results, "autoretry_for": (ConnectionError,)}
+    with in_process(request.param, CALLS, **options) as made:
         yield made
 
 
 @pytest.fixture
-def backend_down(here: InProcess, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def backend_down(
+    here: InProcess, results: fakeredis.FakeServer | None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], None]:
     """Takes the result backend down, for longer than anybody tells again."""
     monkeypatch.setattr("redis_batches.batch.TELL_PATIENCE", 0.0)
 
@@ -53,6 +76,9 @@ def backend_down(here: InProcess, monkeypatch: pytest.MonkeyPatch) -> Callable[[
         raise ConnectionRefusedError("the result backend is down")
 
     def take_down() -> None:
+        if results is not None:
+            results.connected = False
+            return
         for name in ("store_result", "get_state"):
             monkeypatch.setattr(here.task.backend, name, refuse)
 
@@ -72,7 +98,7 @@ def test_an_outcome_that_cannot_be_told_is_not_forgotten(
         here.task.delay(number)
     backend_down()
 
-    with pytest.raises(ConnectionRefusedError):
+    with pytest.raises(REFUSED):
         here.answer()
 
     assert_all_wait(here)
@@ -92,7 +118,7 @@ def test_a_run_that_cannot_see_what_was_told_before_is_no_crash(
 
     while here.task.stats()["delayed"] < CALLS:
         here.bells = here.bells or [lease.bells]
-        with pytest.raises(ConnectionRefusedError):
+        with pytest.raises(REFUSED):
             here.answer(force=True)
 
     assert_all_wait(here)
@@ -142,3 +168,93 @@ def test_a_doorbell_is_never_retried_as_a_call(monkeypatch: pytest.MonkeyPatch) 
             here.answer()
 
         assert here.task.stats()["pushed"] == CALLS
+
+
+def test_results_told_together_are_told_again_until_the_backend_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The function ran once, and every result arrives."""
+    results = fakeredis.FakeServer()
+    pauses = iter([False, False, True])
+    monkeypatch.setattr(
+        "redis_batches.batch.sleep", lambda _: setattr(results, "connected", next(pauses))
+    )
+    ran: list[int] = []
+
+    def function(requests: list[SimpleRequest]) -> list[int]:
+        results.connected = False
+        ran.append(len(requests))
+        return [7] * len(requests)
+
+    with in_process(function, CALLS, results=results) as here:
+        called = [here.task.delay() for _ in range(CALLS)]
+        here.answer()
+
+        assert (ran, [result.result for result in called]) == ([CALLS], [7] * CALLS)
+        assert here.task.stats()["acked"] == CALLS
+
+
+def test_a_run_that_dies_after_it_told_together_leaves_nothing_to_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second run finds every state, and only acks."""
+    ran: list[int] = []
+
+    def function(requests: list[SimpleRequest]) -> list[int]:
+        ran.append(len(requests))
+        return [7] * len(requests)
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with in_process(function, CALLS, results=fakeredis.FakeServer()) as here:
+        called = [here.task.delay() for _ in range(CALLS)]
+        store = here.task.inspector._store
+        (group,) = store.groups()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("redis_batches.lease.Lease.ack", die)
+            patch.setattr("redis_batches.lease.Lease.release", die)
+            with pytest.raises(KeyboardInterrupt):
+                here.answer()
+        assert [result.state for result in called] == ["SUCCESS"] * CALLS
+        (token,) = (text(name) for name in store.client.zrange(store.keys.resolve("leases"), 0, -1))
+        here.bells = [store.reclaim(token, group, here.task.trigger, seen_dead=True)]
+        while here.task.stats()["acked"] < CALLS:
+            here.bells = here.bells or [Bells(group, "", 1, 0)]
+            with suppress(Ignore):
+                here.answer(force=True)
+
+        assert ran == [CALLS]
+
+
+def test_a_lease_that_is_lost_tells_nothing() -> None:
+    """Together as one by one: another run tells the outcomes."""
+
+    def function(requests: list[SimpleRequest]) -> list[int]:
+        requests[0].batch.lease.lost = True
+        return [7] * len(requests)
+
+    with in_process(function, CALLS, results=fakeredis.FakeServer()) as here:
+        called = [here.task.delay() for _ in range(CALLS)]
+
+        with pytest.raises(LeaseLost):
+            here.answer()
+
+        assert {result.state for result in called} == {"PENDING"}
+
+
+def test_a_chord_is_counted_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hangs on a call keeps it from being told together with others."""
+    counted: list[str] = []
+
+    with in_process(returns, CALLS, results=fakeredis.FakeServer()) as here:
+        backend = here.task.backend
+        monkeypatch.setattr(
+            backend, "on_chord_part_return", lambda request, *_, **__: counted.append(request.id)
+        )
+        chord_of = {"chord": here.task.s(), "group_id": "g"}
+        called = [here.task.apply_async((n,), **chord_of if n else {}) for n in range(CALLS)]
+        here.answer()
+
+        assert counted == [result.id for result in called[1:]]
+        assert {result.state for result in called} == {"SUCCESS"}

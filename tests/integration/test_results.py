@@ -1,0 +1,247 @@
+"""The results of a batch: stored together, as Celery would have stored each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery, states
+from celery.backends.redis import RedisBackend
+
+from redis_batches import SimpleRequest, batched_task, completion
+from redis_batches.codec import Envelope
+from redis_batches.embedded import EmbeddedServer
+from redis_batches.model import Attempts, Claimed
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
+Outcomes = list[tuple[SimpleRequest, Any]]
+
+
+def raised(text: str) -> Exception:
+    """Returns an exception with a traceback."""
+    try:
+        raise ValueError(text)
+    except ValueError as exc:
+        return exc
+
+
+def ignore(requests: list[SimpleRequest]) -> None:
+    """A batch function."""
+
+
+class Unusual(Exception):
+    """An exception whose state is more than its text."""
+
+
+VALUES: list[Any] = [
+    "text", 9007199254740993, None, ["é", 1.5, {}], {"a": [NOW]}, "x" * 5000, True,
+    KeyError("not raised"), raised("raised"), Unusual("a", 2),
+]  # fmt: skip
+HEADERS: list[dict[str, Any]] = [
+    {},
+    {"origin": "gen1@host"},
+    {"parent_id": "p", "root_id": "r", "group": "g", "group_index": 3},
+    {"stamped_headers": ["s"], "stamps": {"s": "t"}, "shadow": "other", "retries": 2},
+]
+CONFIGURATIONS: list[dict[str, Any]] = [
+    {},
+    {"result_extended": True},
+    {"result_expires": None},
+    {"result_expires": 7, "result_failure_expires": 100_000},
+    {"result_serializer": "pickle", "result_accept_content": ["pickle"]},
+    {"result_backend_transport_options": {"global_keyprefix": "mine"}},
+    {"result_compression": "gzip"},
+    {"enable_utc": False, "timezone": "Europe/Berlin"},
+]
+
+
+class Stored:
+    """A result backend on a real server, and what it stores and publishes.
+
+    Attributes:
+        task: A batch task whose results go there.
+    """
+
+    def __init__(self, url: str, configuration: dict[str, Any]) -> None:
+        self.client = redis.Redis.from_url(url)
+        app = Celery("results", broker="memory://", backend=url, set_as_current=False)
+        app.conf.update(configuration)
+        app.now = lambda: NOW
+        self.task: Any = batched_task(10, app=app, name="stores", shared=False)(ignore)
+        self._messages = self.client.pubsub(ignore_subscribe_messages=True)
+        self._messages.psubscribe("*")
+        self._messages.get_message(timeout=5)
+
+    def request(self, task_id: str, headers: dict[str, Any]) -> SimpleRequest:
+        """Returns a call as a claim does."""
+        return SimpleRequest.of(
+            "stores",
+            Claimed(task_id, 0, Attempts(), b""),
+            Envelope(dict(headers), ((1,), {"a": "b"}, None)),
+            hostname="w@here",
+            route={"routing_key": "celery"},
+            ignore_result=False,
+        )
+
+    def take(self) -> tuple[dict[bytes, Any], list[Any]]:
+        """Returns and forgets all keys with values and times to live, and all messages."""
+        keys = {
+            key: (self.client.get(key), self.client.ttl(key)) for key in self.client.scan_iter()
+        }
+        messages = []
+        while message := self._messages.get_message(timeout=0.05):
+            messages.append((message["channel"], message["data"]))
+        self.client.flushdb()
+        self.client.config_resetstat()
+        return keys, messages
+
+    def calls_of(self, *commands: str) -> list[int]:
+        """Returns how often the server ran each of some commands."""
+        found: Any = self.client.info("commandstats")
+        return [found.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in commands]
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._messages.close()
+        self.client.close()
+        self.task.app.close()
+
+
+@pytest.fixture
+def configuration() -> dict[str, Any]:
+    """The settings of the app, unless a test has others."""
+    return {}
+
+
+@pytest.fixture
+def stored(cluster_server: EmbeddedServer, configuration: dict[str, Any]) -> Iterator[Stored]:
+    """An empty result backend."""
+    made = Stored(f"{cluster_server.url.rpartition('/')[0]}/5", configuration)
+    made.client.flushdb()
+    yield made
+    made.close()
+
+
+def tell_one_by_one(task: Any, outcomes: Outcomes) -> None:
+    """Tells outcomes as a function does that settles each request by itself."""
+    for request, value in outcomes:
+        if isinstance(value, Exception):
+            completion.tell_failure(task, request, value)
+        else:
+            completion.tell_success(task, request, value, store=True)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: next(iter(c), "default"))
+def test_together_stores_what_one_by_one_stores(stored: Stored) -> None:
+    """The same keys, bytes, times to live and messages, in the same order."""
+
+    def outcomes() -> Outcomes:
+        return [
+            (stored.request(f"{row}-{column}", headers), value)
+            for row, value in enumerate(VALUES)
+            for column, headers in enumerate(HEADERS)
+        ]
+
+    tell_one_by_one(stored.task, outcomes())
+    expected = stored.take()
+    told = completion.tell_together(stored.task, outcomes(), store=True)
+
+    assert stored.take() == expected
+    assert [request.id for request in told] == [request.id for request, _ in outcomes()]
+    assert len(expected[0]) == len(expected[1]) == len(VALUES) * len(HEADERS)
+
+
+def test_it_takes_two_round_trips(stored: Stored) -> None:
+    """One to read what is stored, one transaction to store."""
+    outcomes = [(stored.request(str(number), {}), number) for number in range(100)]
+    stored.take()
+
+    completion.tell_together(stored.task, outcomes, store=True)
+
+    assert stored.calls_of("mget", "exec", "setex", "publish", "get") == [1, 1, 100, 100, 0]
+
+
+def test_a_stored_success_stays(stored: Stored) -> None:
+    """As with Celery: a late run overwrites no result; any other state is overwritten."""
+    old = [("kept", states.SUCCESS), ("failed", states.FAILURE), ("retried", states.RETRY)]
+    for task_id, state in old:
+        value = Unusual("old") if state != states.SUCCESS else "old"
+        stored.task.backend.store_result(task_id, value, state)
+    again = [(stored.request(task_id, {}), "new") for task_id, _ in old]
+
+    completion.tell_together(stored.task, again, store=True)
+
+    results = [stored.task.AsyncResult(task_id).result for task_id, _ in old]
+    assert results == ["old", "new", "new"]
+
+
+def test_what_cannot_be_stored_is_left_to_be_told_alone(stored: Stored) -> None:
+    """The others of its batch are stored."""
+    outcomes: Outcomes = [
+        (stored.request("good", {}), 1),
+        (stored.request("bad", {}), object()),
+        (stored.request("too", {}), 2),
+    ]
+
+    told = completion.tell_together(stored.task, outcomes, store=True)
+
+    assert [request.id for request in told] == ["good", "too"]
+    assert len(stored.take()[0]) == 2
+
+
+def test_large_results_go_out_in_parts(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker does not hold a whole batch of them, and no transaction blocks for long."""
+    monkeypatch.setattr("redis_batches.results.CHUNK_BYTES", 25_000)
+    outcomes = [(stored.request(str(number), {}), "x" * 10_000) for number in range(6)]
+    stored.take()
+
+    told = completion.tell_together(stored.task, outcomes, store=True)
+
+    assert len(told) == 6
+    assert stored.calls_of("exec", "setex") == [3, 6]
+
+
+def test_an_earlier_runs_states_are_read_together(stored: Stored) -> None:
+    """Only those that are final count as told."""
+    for task_id, state in (("done", states.SUCCESS), ("retried", states.RETRY)):
+        stored.task.backend.store_result(task_id, None, state)
+    stored.client.config_resetstat()
+    requests = [stored.request(task_id, {}) for task_id in ("done", "retried", "unknown")]
+
+    found = completion.settled(stored.task, requests)
+
+    assert [request.id for request in found] == ["done"]
+    assert stored.calls_of("mget", "get") == [1, 0]
+
+
+def test_track_started_is_told_together(stored: Stored) -> None:
+    """With the bytes that Celery stores."""
+    stored.task.track_started = True
+    requests = [stored.request(str(number), HEADERS[2]) for number in range(3)]
+    for request in requests:
+        meta = {"hostname": "w@here"}
+        stored.task.backend.store_result(request.id, meta, states.STARTED, request=request.context)
+    expected = stored.take()
+
+    completion.tell_started(stored.task, requests)
+
+    assert stored.calls_of("exec") == [1]
+    assert stored.take() == expected
+
+
+def test_a_backend_of_another_class_is_told_one_by_one(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may store in its own way."""
+
+    class Own(RedisBackend):
+        pass
+
+    monkeypatch.setattr(stored.task.backend, "__class__", Own)
+
+    told = completion.tell_together(stored.task, [(stored.request("a", {}), 1)], store=True)
+
+    assert (told, stored.take()[0]) == ([], {})

@@ -39,29 +39,24 @@ if ends then
   for _, id in ipairs(ids) do
     given_back[id] = true
   end
-  ids = {}
-  for i, entry in ipairs(redis.call('LRANGE', batch, 0, -1)) do
-    local _, _, id = read_entry(entry)
-    ids[i] = id
-  end
+  ids = ids_of(redis.call('LRANGE', batch, 0, -1))
 end
 local owners = call_many('HMGET', own, ids)
 redis.call('HLEN', items)
 redis.call('LLEN', batch)
 redis.call('ZCARD', leases)
-redis.call('HLEN', attempts)
-redis.call('HLEN', errors)
+local failed_before = redis.call('HLEN', attempts) + redis.call('HLEN', errors) > 0
 redis.call('HLEN', stats)
 
-local mine, tombstones, closes = {}, {}, ends
+local mine, tombstones, closes, forgotten_ms = {}, {}, ends, int(now + window_ms)
 for i, id in ipairs(ids) do
   local owner, nonce = string.match(owners[i] or '', '^([^:]*):(.*)$')
   if owner == token and given_back[id] then
     closes = false
   elseif owner == token then
-    mine[#mine + 1] = id
-    tombstones[#tombstones + 1] = int(now + window_ms)
-    tombstones[#tombstones + 1] = nonce
+    local count = #mine
+    mine[count + 1] = id
+    tombstones[2 * count + 1], tombstones[2 * count + 2] = forgotten_ms, nonce
   end
 end
 if #mine == 0 and not closes then
@@ -71,11 +66,13 @@ end
 -- Frees first, so that it also works when the server is out of memory.
 call_many('HDEL', items, mine)
 call_many('HDEL', own, mine)
-call_many('HDEL', attempts, mine)
-call_many('HDEL', errors, mine)
+if failed_before then
+  call_many('HDEL', attempts, mine)
+  call_many('HDEL', errors, mine)
+end
 if closes then
   close_claim(batch, claims, leases, token, read_claim(record).bell)
-  tombstones[#tombstones + 1] = int(now + window_ms)
+  tombstones[#tombstones + 1] = forgotten_ms
   tombstones[#tombstones + 1] = token
 end
 -- Prunes twice what it adds: the tombstones shrink even while they are added to.

@@ -55,21 +55,11 @@ redis.call('HLEN', own)
 redis.call('HLEN', items)
 redis.call('HLEN', attempts)
 
-local function ids_of(entries)
-  local ids = {}
+local function describe(entries, ids, values, reply)
+  local records, last = call_many('HMGET', attempts, ids), #reply
   for i, entry in ipairs(entries) do
-    local _, _, id = read_entry(entry)
-    ids[i] = id
-  end
-  return ids
-end
-
-local function describe(entries, values, reply)
-  local records = call_many('HMGET', attempts, ids_of(entries))
-  for i, entry in ipairs(entries) do
-    reply[#reply + 1] = entry
-    reply[#reply + 1] = records[i] or ''
-    reply[#reply + 1] = values[i] or ''
+    reply[last + 1], reply[last + 2], reply[last + 3] = entry, records[i] or '', values[i] or ''
+    last = last + 3
   end
   return reply
 end
@@ -78,7 +68,8 @@ if known then
   local claim = read_claim(known)
   local reply = {'claimed', claim.fence, int(claim.started_ms), 0, claim.route}
   local entries = owned_entries(batch, own, token)
-  return describe(entries, call_many('HMGET', items, ids_of(entries)), reply)
+  local ids = ids_of(entries)
+  return describe(entries, ids, call_many('HMGET', items, ids), reply)
 end
 if ended then
   return {'ended'}
@@ -106,24 +97,27 @@ local function answer_bell()
 end
 
 -- Takes from the head what is still there and free: one split level, within the limits.
-local taken, values, nonces, level = {}, {}, {}, nil
-local scanned, bytes, cut = 0, 0, false
-local function take(entry, value, owner)
-  local _, split, id = read_entry(entry)
-  if not value or owner or nonces[id] then
+local taken, taken_ids, values, owners, seen = {}, {}, {}, {}, {}
+local scanned, bytes, cut, level, most = 0, 0, false, nil, flush_every
+local function take(entry, id, value, owner)
+  if not value or owner or seen[id] then
     return true
   end
-  split = split == FRESH and 0 or tonumber(split) or 0
-  level = level or split
-  if split ~= level or #taken >= split_limit(flush_every, level) then
+  local split = tonumber(string.match(entry, '^%d+:([^:]*)')) or 0
+  if not level then
+    level, most = split, split_limit(flush_every, split)
+  end
+  local count = #taken
+  if split ~= level or count >= most then
     return false
   end
-  cut = #taken > 0 and bytes + #value > max_bytes
+  cut = count > 0 and bytes + #value > max_bytes
   if cut then
     return false
   end
-  bytes = bytes + #value
-  taken[#taken + 1], values[#values + 1], nonces[id] = entry, value, read_nonce(value, id)
+  bytes, seen[id] = bytes + #value, true
+  taken[count + 1], taken_ids[count + 1], values[count + 1] = entry, id, value
+  owners[2 * count + 1], owners[2 * count + 2] = id, token .. ':' .. read_nonce(value, id)
   return true
 end
 
@@ -131,9 +125,9 @@ local open = waiting > 0
 while open and scanned < waiting and scanned < flush_every + CHUNK do
   local entries = redis.call('LRANGE', pending, scanned, scanned + math.min(flush_every, CHUNK) - 1)
   local ids = ids_of(entries)
-  local found, owners = redis.call('HMGET', items, unpack(ids)), redis.call('HMGET', own, unpack(ids))
+  local found, held = redis.call('HMGET', items, unpack(ids)), redis.call('HMGET', own, unpack(ids))
   for i, entry in ipairs(entries) do
-    if not take(entry, found[i], owners[i]) then
+    if not take(entry, ids[i], found[i], held[i]) then
       open = false
       break
     end
@@ -141,8 +135,7 @@ while open and scanned < waiting and scanned < flush_every + CHUNK do
   end
 end
 
-local limit = split_limit(flush_every, level or 0)
-local full = #taken >= limit or cut
+local full = #taken >= most or cut
 local due = full or force or (#taken > 0 and is_due(taken[1], interval_ms, now))
 if #taken == 0 or not due then
   -- Frees first: what is stale goes, what is not due stays.
@@ -165,12 +158,6 @@ if cut then
   local since_ms, _, id = read_entry(redis.call('LINDEX', pending, 0))
   redis.call('LSET', pending, 0, write_entry(since_ms, level, id))
 end
-local owners = {}
-for _, entry in ipairs(taken) do
-  local _, _, id = read_entry(entry)
-  owners[#owners + 1] = id
-  owners[#owners + 1] = token .. ':' .. nonces[id]
-end
 local deadline_ms = limit_ms > 0 and now + limit_ms or 0
 local record = table.concat({
   group, int(fence), int(now), int(lease_ms), int(deadline_ms), once, bell, route,
@@ -189,4 +176,4 @@ local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now
 if redis.call('LLEN', pending) == 0 and not waits_elsewhere then
   redis.call('HDEL', routes, group)
 end
-return describe(taken, values, {'claimed', int(fence), int(now), signals, route})
+return describe(taken, taken_ids, values, {'claimed', int(fence), int(now), signals, route})

@@ -34,6 +34,9 @@ end
 
 -- Calls a command with any number of values, a chunk at a time; joins what it returns.
 local function call_many(command, key, values)
+  if #values > 0 and #values <= CHUNK then
+    return redis.call(command, key, unpack(values))
+  end
   local joined = {}
   for first = 1, #values, CHUNK do
     local last = math.min(first + CHUNK - 1, #values)
@@ -51,6 +54,14 @@ end
 local function read_entry(entry)
   local since_ms, split, id = string.match(entry, '^(%d+):([^:]*):(.*)$')
   return tonumber(since_ms or 0), split or '0', id or ''
+end
+
+local function ids_of(entries)
+  local ids = {}
+  for i, entry in ipairs(entries) do
+    ids[i] = string.match(entry, '^%d+:[^:]*:(.*)$') or ''
+  end
+  return ids
 end
 
 local function write_entry(since_ms, split, id)
@@ -227,12 +238,8 @@ end
 
 -- The entries of a batch whose requests this token still owns.
 local function owned_entries(batch, own, token)
-  local entries, ids, mine = redis.call('LRANGE', batch, 0, -1), {}, {}
-  for i, entry in ipairs(entries) do
-    local _, _, id = read_entry(entry)
-    ids[i] = id
-  end
-  for i, owner in ipairs(call_many('HMGET', own, ids)) do
+  local entries, mine = redis.call('LRANGE', batch, 0, -1), {}
+  for i, owner in ipairs(call_many('HMGET', own, ids_of(entries))) do
     if owner and string.match(owner, '^[^:]*') == token then
       mine[#mine + 1] = entries[i]
     end

@@ -11,17 +11,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from kombu.compression import compress, decompress
 from kombu.exceptions import EncodeError
 from kombu.serialization import dumps, loads
+from kombu.serialization import registry as _registry  # type: ignore[attr-defined]
 from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads as _kombu_loads
+from kombu.utils.json import object_hook
 
 from redis_batches.errors import BatchesError
 
 VERSION = b"1"
-_DEFAULT_TYPE = ("application/json", "utf-8")
+_JSON = "application/json"
+_DEFAULT_TYPE = (_JSON, "utf-8")
+#: `json.loads` makes one like it for every document; the hook gives dates, UUIDs and so on back.
+_DECODER = json.JSONDecoder(object_hook=object_hook)
+#: Bytes of headers that are worth remembering.
+_CACHED_HEAD = 256
 
 
 class UnknownEnvelope(BatchesError):
@@ -111,12 +120,12 @@ def decode(data: bytes, accept: set[str] | None) -> Envelope:
         raise CorruptEnvelope("the stored request has no version")
     head, _, payload = data[1:].partition(b"\n")
     try:
-        found = json.loads(head) if head else {}
+        found = _read_head(head) if head else {}
         headers, meta = found if isinstance(found, list) else (found, {})
         content_type, encoding = meta.pop("content", _DEFAULT_TYPE)
         if compressed := meta.pop("compressed", None):
             payload = decompress(payload, compressed)
-        body = loads(payload, content_type, encoding, accept=accept or {"application/json"})
+        body = _read_body(payload, content_type, encoding, accept or {_JSON})
         args, kwargs, *more = body
         embed = more[0] if more else None
         properties = meta.pop("properties", {})
@@ -126,6 +135,28 @@ def decode(data: bytes, accept: set[str] | None) -> Envelope:
         return Envelope(headers, (args, kwargs, embed), properties)
     except Exception as exc:
         raise CorruptEnvelope(f"the stored request cannot be decoded: {exc!r}") from exc
+
+
+def _read_head(head: bytes) -> Any:
+    """Returns headers; most calls of a batch have the same ones, such as their `origin`."""
+    flat = _read_flat_head(head) if len(head) <= _CACHED_HEAD else None
+    return json.loads(head) if flat is None else dict(flat)
+
+
+@lru_cache(maxsize=256)
+def _read_flat_head(head: bytes) -> dict[str, Any] | None:
+    """Returns headers of which a shallow copy is a copy, else None."""
+    found = json.loads(head)
+    if not isinstance(found, dict):
+        return None
+    return None if any(isinstance(value, (dict, list)) for value in found.values()) else found
+
+
+def _read_body(payload: Any, content_type: str, encoding: str, accept: set[str]) -> Any:
+    """Returns what kombu's serializer wrote; its own JSON without its detours, same hooks."""
+    if content_type == _JSON and _JSON in accept and _registry._decoders.get(_JSON) is _kombu_loads:
+        return _DECODER.decode(payload.decode())
+    return loads(payload, content_type, encoding, accept=accept)
 
 
 def text(value: Any) -> str:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import pickle
 import zlib
+from datetime import date, datetime, timezone
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from kombu.exceptions import EncodeError
+from kombu.serialization import registry  # type: ignore[attr-defined]
+from kombu.utils.json import loads
 
 from redis_batches.codec import (
     VERSION,
@@ -59,6 +64,43 @@ def test_a_header_may_have_any_name(serializer: str) -> None:
     there = Envelope(headers, ([1], {}, None), {"app_id": "shop"})
 
     assert decode(encode(there, serializer, "zlib"), {PICKLE, "application/json"}) == there
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc), date(2026, 1, 2), Decimal("1.10"),
+        UUID(int=7), b"bytes", b"\xff", {"__type__": "mine"}, {"a": [{"b": UUID(int=8)}]},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_value_that_only_kombus_json_knows_comes_back(value: Any) -> None:
+    """As what kombu makes of it."""
+    data = encode(envelope(value, origin="gen1@here"), "json")
+
+    assert decode(data, None).body[0] == [value]
+    assert decode(data, None).body[0] == loads(data.partition(b"\n")[2])[0]
+
+
+def test_an_apps_own_json_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever registers another decoder for JSON gets what it makes of a call."""
+    own = {**registry._decoders, "application/json": lambda data: [["mine"], {}]}
+    monkeypatch.setattr(registry, "_decoders", own)
+
+    assert decode(encode(envelope(1), "json"), None).body[0] == ["mine"]
+
+
+def test_calls_share_no_headers() -> None:
+    """What a function does to those of one call is not seen in the next, however alike they are."""
+    data = encode(envelope(1, origin="gen1@here", stamps={"a": ["b"]}), "json")
+    first, flat = decode(data, None), decode(encode(envelope(1, origin="gen1@here"), "json"), None)
+    first.headers["stamps"]["a"].append("c")
+    flat.headers["origin"] = "changed"
+
+    assert decode(data, None).headers["stamps"] == {"a": ["b"]}
+    assert decode(encode(envelope(1, origin="gen1@here"), "json"), None).headers == {
+        "origin": "gen1@here"
+    }
 
 
 def test_what_lua_would_break_comes_back() -> None:

@@ -27,9 +27,11 @@
 -- ARGV[11] force        int   1: whatever waits, due or not
 -- ARGV[12] max_bytes    int   of one batch; a larger request goes alone
 -- ARGV[13] counted      int   0: a worker made this doorbell for itself, it is not one of those out
+-- ARGV[14] follows      int   1: this doorbell was answered by an earlier claim of the same run
 --
 -- Returns {"claimed", fence, now_ms, signals, route, (entry, attempts, value)*}, {"busy"} (this
 -- doorbell's run is alive under another token), {"ended"} (this run is over: the call arrived late),
+-- {"left"} (the doorbells that are out are enough for what waits; only if `follows`),
 -- {"not_due", wait_ms} or {"empty"}. The same token again gets the same batch. Cost O(flush_every).
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local leases, groups, bells, routes = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
@@ -38,6 +40,7 @@ local now_ms, group, token, bell, rung_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], 
 local flush_every, interval_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
 local lease_ms, limit_ms, once = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
 local force, max_bytes, counted = ARGV[11] == '1', tonumber(ARGV[12]), ARGV[13] == '1'
+local follows = ARGV[14] == '1'
 
 local now = clock(now_ms)
 local known = redis.call('HGET', claims, token)
@@ -81,10 +84,14 @@ if bell ~= '' and running then
   end
 end
 
+if follows and waiting <= MAX_BELLS * flush_every then
+  return {'left'}
+end
+
 -- Answers this doorbell: one fewer is out. If others were feared for, and this one was rung last of
 -- all, then it has overtaken them: they are lost.
 local function answer_bell()
-  if bell == '' or not counted then
+  if bell == '' or not counted or follows then
     return
   end
   state.out = math.max(state.out - 1, 0)

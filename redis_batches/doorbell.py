@@ -21,6 +21,8 @@ from redis_batches.model import Bells
 logger = get_task_logger(__name__)
 
 MARKER = "redis_batches"
+#: What a worker's main process adds to the marker: whether the run may go on with the next batch.
+GOES_ON = "goes_on"
 ERRBACK = "redis_batches.on_batch_lost"
 
 

@@ -176,7 +176,7 @@ class Idle:
     """A claim that found nothing to run.
 
     Attributes:
-        reason: "busy", "ended", "not_due" or "empty".
+        reason: "busy", "ended", "left", "not_due" or "empty".
         wait_ms: For "not_due", the time until something may be.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
@@ -16,8 +17,9 @@ from redis_batches import completion
 from redis_batches.backends import watch
 from redis_batches.batch import Batch, running
 from redis_batches.codec import Envelope, decode
-from redis_batches.doorbell import new_token, ring
+from redis_batches.doorbell import GOES_ON, new_token, ring
 from redis_batches.errors import BatchesError
+from redis_batches.following import MOMENT, is_watched
 from redis_batches.lease import Lease
 from redis_batches.model import Claimed, Idle
 from redis_batches.request import SimpleRequest
@@ -53,11 +55,32 @@ class Runner:
     def answer(self, marker: dict[str, Any]) -> Any:
         """Claims a batch for a doorbell, runs it and settles it; returns what the function did.
 
+        While a backlog is deep it goes on with the next ones; see `following`.
+
         Raises:
             Ignore: There was nothing to run.
             Retry: The function raised, and at least one request runs again.
             LeaseLost: Another worker took the batch over.
         """
+        until = monotonic() + MOMENT
+        lease = self._claim(marker)
+        if isinstance(lease, Idle):
+            raise Ignore(f"nothing to run: {lease.reason}")
+        force = bool(marker.get("force"))
+        if force and self._store.waiting(lease.group):
+            ring(self._task.app, self._task.name, replace(lease.bells, count=1), force=True)
+        # A doorbell was rung for the rest, so there may be more than those that are out are for.
+        goes_on = marker.get(GOES_ON) and lease.bells.count and not force
+        returned = self._keep(lease)
+        while goes_on and monotonic() < until and not is_watched(self._task):
+            setattr(self._task.request, RUNNING, None)
+            lease = self._claim(marker, follows=True)
+            if isinstance(lease, Idle):
+                break
+            returned = self._keep(lease)
+        return returned
+
+    def _claim(self, marker: dict[str, Any], *, follows: bool = False) -> Lease | Idle:
         task, bell = self._task, self._task.request
         lease = self._store.claim(
             marker["group"],
@@ -69,12 +92,13 @@ class Runner:
             once=not task.acks_late,
             force=bool(marker.get("force")),
             counted=marker.get("counted", True),
+            follows=follows,
         )
-        if isinstance(lease, Idle):
-            raise Ignore(f"nothing to run: {lease.reason}")
-        ring(task.app, task.name, lease.bells)
-        if marker.get("force") and self._store.waiting(lease.group):
-            ring(task.app, task.name, replace(lease.bells, count=1), force=True)
+        if isinstance(lease, Lease):
+            ring(task.app, task.name, lease.bells)
+        return lease
+
+    def _keep(self, lease: Lease) -> Any:
         with self._runtime.heartbeat.keep(lease):
             return self._run(lease)
 

@@ -29,6 +29,8 @@ class Runtime:
         self.shortest = math.inf
         #: Whether the app has the sweep task and its workers the sweeper.
         self.installed = False
+        #: Whether this worker limits its runs, so that none may go on; True if it is none.
+        self.limits_runs = True
         self._pid = 0
         self._client: redis.Redis | None = None
         self._sweeping_client: redis.Redis | None = None

@@ -133,6 +133,7 @@ class Store:
         once: bool = False,
         force: bool = False,
         counted: bool = True,
+        follows: bool = False,
     ) -> Lease | Idle:
         """Leases the oldest due requests of a group.
 
@@ -146,6 +147,8 @@ class Store:
             once: Whether a lost run must not be repeated.
             force: Whether to take what waits though it is not due.
             counted: Whether a script booked the doorbell.
+            follows: Whether the run has answered this doorbell, and goes on: only while more
+                batches wait than doorbells can be out.
         """
         token = token or uuid4().hex
         reply = self.run(
@@ -162,6 +165,7 @@ class Store:
             force=int(force),
             counted=int(counted),
             max_bytes=self.settings.flush_bytes,
+            follows=int(follows),
         )
         word = reply[0]
         if word != "claimed":

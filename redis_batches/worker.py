@@ -17,8 +17,9 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_task_logger
 from celery.worker.request import Request
 
-from redis_batches.doorbell import ERRBACK, MARKER, is_token_of, ring
+from redis_batches.doorbell import ERRBACK, GOES_ON, MARKER, is_token_of, ring
 from redis_batches.errors import BatchesError, StoreError
+from redis_batches.following import is_limited, limits_of
 from redis_batches.model import Bells, Trigger
 from redis_batches.producer import usual_destination
 from redis_batches.runner import Runner
@@ -66,6 +67,13 @@ class SweepTask(Task):  # type: ignore[type-arg]
 class DoorbellRequest(Request):
     """A doorbell in the main process, which sees it when its child dies."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        this: Any = self
+        if marker := this._request_dict.get(MARKER):
+            goes_on = not (runtime_of(this.app).limits_runs or is_limited(this.task))
+            this._request_dict[MARKER] = {**marker, GOES_ON: goes_on}
+
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
         """Takes the batch back, too, where Celery calls no errback: `reject_on_worker_lost`."""
         super().on_failure(exc_info, *args, **kwargs)
@@ -89,6 +97,7 @@ class SweeperStep(bootsteps.StartStopStep):
         """Starts at every connection to the broker, also after a lost one."""
         settings = runtime_of(consumer.app).settings
         _greet(consumer.app)
+        runtime_of(consumer.app).limits_runs = limits_of(consumer.controller)
         if not settings.worker_sweeper:
             return
         name = f"{consumer.hostname}:{uuid4().hex[:8]}"

@@ -43,6 +43,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "force": 1,
         "max_bytes": 1000,
         "counted": 1,
+        "follows": 0,
     },
     "ack": {"token": "held", "window_ms": 1000, "window": 1, "well": 1, "ends": 1, "ids": []},
     "release": {

@@ -18,6 +18,7 @@ from tests.lua.steps import (
     HOUR,
     INTERVAL_MS,
     LEASE_MS,
+    MAX_BELLS,
     MIN_PAUSE_MS,
     OTHER,
     SECOND,
@@ -541,3 +542,32 @@ def test_16_workers_at_once_get_different_requests(shared_url: str, namespace: s
     assert sorted(chain.from_iterable(batches)) == ids
     assert max(map(len, batches)) == 7
     client.close()
+
+
+def test_a_run_goes_on_while_more_waits_than_doorbells_are_out_for(store: Store) -> None:
+    """The last batches are left to those that were rung already."""
+    one = Trigger(1, INTERVAL_MS)
+    ids = push_many(store, MAX_BELLS + 3, trigger=one)
+    claim(store, one, bell="d", token="first").ack()
+    bells = read(store).bells[GROUP.id]
+
+    second = claim(store, one, bell="d", token="second", follows=True)
+    assert ids_of(second) == [ids[1]]
+    assert store.find_token("d") == "second"
+    second.ack()
+    third = claim(store, one, bell="d", token="third", follows=True)
+    third.ack()
+
+    assert try_claim(store, one, bell="d", token="fourth", follows=True) == Idle("left")
+    assert waiting(store) == ids[3:]
+    assert (second.bells.count, third.bells.count) == (0, 0)
+    assert read(store).bells[GROUP.id] == bells
+
+
+def test_a_run_does_not_go_on_while_its_batch_is_open(store: Store) -> None:
+    """One doorbell has one run, and that has one batch at a time."""
+    one = Trigger(1, INTERVAL_MS)
+    push_many(store, MAX_BELLS + 3, trigger=one)
+    claim(store, one, bell="d", token="first")
+
+    assert try_claim(store, one, bell="d", token="second", follows=True) == Idle("busy")

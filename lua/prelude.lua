@@ -155,10 +155,12 @@ end
 -- Gives entries back: before those that were never claimed, by age among what was given back, too.
 -- So the head alone says whether anything is due.
 local function give_back(pending, entries)
-  local merged, age, place = {}, {}, {}
+  local merged, age, place, newest, ordered = {}, {}, {}, 0, true
   local function add(entry)
+    local since_ms = read_entry(entry)
     merged[#merged + 1] = entry
-    age[entry], place[entry] = read_entry(entry), #merged
+    age[entry], place[entry] = since_ms, #merged
+    ordered, newest = ordered and since_ms >= newest, since_ms
   end
   for _, entry in ipairs(entries) do
     add(entry)
@@ -172,9 +174,11 @@ local function give_back(pending, entries)
     earlier = earlier + 1
     add(entry)
   end
-  table.sort(merged, function(a, b)
-    return age[a] < age[b] or age[a] == age[b] and place[a] < place[b]
-  end)
+  if not ordered then
+    table.sort(merged, function(a, b)
+      return age[a] < age[b] or age[a] == age[b] and place[a] < place[b]
+    end)
+  end
   redis.call('LTRIM', pending, earlier, -1)
   put_first(pending, merged)
 end

@@ -51,21 +51,32 @@ redis.call('HLEN', attempts)
 redis.call('ZCARD', done)
 redis.call('HLEN', stats)
 
-local ids, entries, records = {}, {}, {}
+-- The record of a request that this run did not end, and its level of halving; most are alike.
+local known = {}
+local function struck(record, split)
+  local key = (record or '') .. '|' .. split
+  if not known[key] then
+    local state = read_attempts(record)
+    state.crashes = state.crashes + 1
+    state.split = split == FRESH and 0 or tonumber(split) or 0
+    state.lost = claim.at_most_once and 1 or 0
+    if #mine == 1 then
+      state.alone = state.alone + 1
+    else
+      state.split = halve(flush_every, state.split, #mine)
+    end
+    known[key] = {write_attempts(state), state.split}
+  end
+  return unpack(known[key])
+end
+
+local ids, entries, records = ids_of(mine), {}, {}
+local before = call_many('HMGET', attempts, ids)
 for i, entry in ipairs(mine) do
   local since_ms, split, id = read_entry(entry)
-  local state = read_attempts(redis.call('HGET', attempts, id))
-  state.crashes = state.crashes + 1
-  state.split = split == FRESH and 0 or tonumber(split) or 0
-  state.lost = claim.at_most_once and 1 or 0
-  if #mine == 1 then
-    state.alone = state.alone + 1
-  else
-    state.split = halve(flush_every, state.split, #mine)
-  end
-  ids[i], entries[i] = id, write_entry(since_ms, state.split, id)
-  records[#records + 1] = id
-  records[#records + 1] = write_attempts(state)
+  local record, level = struck(before[i], split)
+  entries[i] = write_entry(since_ms, level, id)
+  records[2 * i - 1], records[2 * i] = id, record
 end
 
 -- Frees first, so that it also works when the server is out of memory.

@@ -102,6 +102,20 @@ def latency(task: Any, count: int) -> dict[str, float]:
     return {"p50": percentiles[49], "p99": percentiles[98]}
 
 
+def lateness(task: Any, count: int) -> dict[str, float]:
+    """Measures seconds by which batches run later than their flush interval after the call."""
+    late = []
+    with open(workload.RUNS) as runs:
+        for number in range(count + 1):
+            time.sleep(PAUSE * (1 + number % 7))
+            called = time.monotonic()
+            make_calls(task, 1)
+            late.append(next_run(runs)[0] - called - task.flush_interval)
+    # The first run finds a worker that is still starting.
+    percentiles = quantiles(late[1:], n=100)
+    return {"p50": percentiles[49], "p99": percentiles[98], "least": min(late[1:])}
+
+
 def next_run(runs: Any) -> tuple[float, int]:
     """Waits for the next line of the file in which runs are noted."""
     deadline = time.monotonic() + PATIENCE
@@ -127,7 +141,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-MEASUREMENTS = {measure.__name__: measure for measure in (fill, rate, threads, memory, latency)}
+MEASUREMENTS = {
+    measure.__name__: measure for measure in (fill, rate, threads, memory, latency, lateness)
+}
 
 if __name__ == "__main__":
     measurement, task_name, count_text = sys.argv[1:]

@@ -109,14 +109,19 @@ STEPS: tuple[Step, ...] = (
 )
 
 
-def _drain_rate(side: Side, sizes: Sizes, task: str) -> float:
+def drain_rate(side: Side, requests: int, task: str) -> float:
     """Returns requests per second between the first start of a run and the last."""
-    requests = sizes.drained_by_ours if side.name == "ours" else sizes.drained_by_theirs
     side.call("fill", task, requests)
     with side.worker():
         runs = side.runs_of(requests)
     # The last run's own requests are not done when it starts.
     return (requests - runs[-1].size) / (runs[-1].started - runs[0].started)
+
+
+def _drain_rate(side: Side, sizes: Sizes, task: str) -> float:
+    return drain_rate(
+        side, sizes.drained_by_ours if side.name == "ours" else sizes.drained_by_theirs, task
+    )
 
 
 def _named(key: str, measured: dict[str, float]) -> dict[str, float]:

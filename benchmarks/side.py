@@ -17,7 +17,7 @@ import redis
 from benchmarks.peer import ROOT
 from redis_batches.embedded import HOST, EmbeddedServer
 
-WORKER = ("celery", "-A", "benchmarks.workload", "worker", "--pool", "prefork", "-c", "2")
+WORKER = ("celery", "-A", "benchmarks.workload", "worker", "--pool", "prefork")
 #: Seconds that a measurement may take.
 PATIENCE = 120
 
@@ -40,6 +40,10 @@ class Side:
         python: The interpreter that has it.
         server: The server that both sides use, one after the other.
         folder: Where its processes write.
+        every: Requests of a full batch, where the workload does not say it itself.
+        interval: Seconds that a request of `count_late_page` waits.
+        payload: Bytes of the argument of each call.
+        processes: Of the worker.
     """
 
     name: str
@@ -47,6 +51,10 @@ class Side:
     python: Path
     server: EmbeddedServer
     folder: Path
+    every: int = 100
+    interval: float = 1.0
+    payload: int = 23
+    processes: int = 2
 
     def reset(self) -> None:
         """Empties the server and forgets the runs."""
@@ -77,13 +85,16 @@ class Side:
 
     @contextmanager
     def worker(self) -> Iterator[None]:
-        """Runs a worker with two processes for the length of a `with` block.
+        """Runs a worker for the length of a `with` block.
 
         It is killed: Celery's warm shutdown with messages left in the queue may take 30 seconds.
         """
         with self._log.open("ab") as log:
             process = subprocess.Popen(
-                [str(self.python), "-m", *WORKER, "--without-gossip", "--without-mingle"],
+                [
+                    *(str(self.python), "-m", *WORKER, "-c", str(self.processes)),
+                    *("--without-gossip", "--without-mingle"),
+                ],
                 cwd=ROOT,
                 env=self._environment,
                 stdout=log,
@@ -139,6 +150,9 @@ class Side:
             "BENCHMARK_LIBRARY": self.library,
             "BENCHMARK_SERVER": f"redis://{HOST}:{self.server.port}",
             "BENCHMARK_RUNS": str(self._runs),
+            "BENCHMARK_EVERY": str(self.every),
+            "BENCHMARK_INTERVAL": str(self.interval),
+            "BENCHMARK_PAYLOAD": str(self.payload),
         }
 
     def _failure(self, what: str) -> RuntimeError:

@@ -17,11 +17,12 @@ SERVER = os.environ["BENCHMARK_SERVER"]
 RUNS = os.environ["BENCHMARK_RUNS"]
 
 OURS = LIBRARY == "redis_batches"
-PAGE = "http://example.com/page"
+PAGE = "http://example.com/page".ljust(int(os.environ.get("BENCHMARK_PAYLOAD", "0")), "/")
 #: An interval that no benchmark waits for: only full batches run.
 NEVER = 3600
 #: Requests of a batch, where a benchmark does not choose another number.
 EVERY = int(os.environ.get("BENCHMARK_EVERY", "100"))
+INTERVAL = float(os.environ.get("BENCHMARK_INTERVAL", "1"))
 
 Batches = import_module(LIBRARY).Batches
 app = Celery("benchmarks.workload", broker=f"{SERVER}/0", backend=f"{SERVER}/1")
@@ -46,6 +47,12 @@ def count_page(requests: list[Any]) -> None:
 @app.task(base=Batches, flush_every=10, flush_interval=NEVER, ignore_result=True)
 def count_hot_page(requests: list[Any]) -> None:
     """Stores no results, in batches that fill up soon."""
+    note_run(requests)
+
+
+@app.task(base=Batches, flush_every=EVERY, flush_interval=INTERVAL, ignore_result=True)
+def count_late_page(requests: list[Any]) -> None:
+    """Stores no results; its batches are never full."""
     note_run(requests)
 
 

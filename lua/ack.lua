@@ -5,7 +5,7 @@
 -- KEYS[3] claims    hash  token -> record; bell:id -> token
 -- KEYS[4] own       hash  id -> token:nonce
 -- KEYS[5] leases    zset  token -> expiry (ms)
--- KEYS[6] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms
+-- KEYS[6] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
 -- KEYS[7] errors    hash  id -> text of the last error
 -- KEYS[8] done      zset  nonce or token -> expiry (ms)
 -- KEYS[9] stats     hash  counters

@@ -9,11 +9,12 @@
 -- KEYS[7]  groups    zset  group -> when it next wants attention (ms)
 -- KEYS[8]  bells     hash  group -> outstanding:rung_ms:pause_ms:feared
 -- KEYS[9]  routes    hash  group -> where to ring for it (JSON)
--- KEYS[10] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms
+-- KEYS[10] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
 -- KEYS[11] delayed   zset  group:id -> ready (ms)
 -- KEYS[12] eta       zset  group:id -> wall clock (ms)
 -- KEYS[13] done      zset  nonce or token -> expiry (ms)
--- KEYS[14] stats     hash  counters
+-- KEYS[14] stale     hash  group:id -> its entries from the head: s stale, l live
+-- KEYS[15] stats     hash  counters
 -- ARGV[1]  now_ms       int   empty: the server's time
 -- ARGV[2]  group        text
 -- ARGV[3]  token        text  a fresh nonce of this run
@@ -35,10 +36,11 @@
 -- {"not_due", wait_ms} or {"empty"}. The same token again gets the same batch. Cost O(flush_every).
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local leases, groups, bells, routes = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local attempts, delayed, eta, done, stats = KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local attempts, delayed, eta, done = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local stale, stats = KEYS[14], KEYS[15]
 local now_ms, group, token, bell, rung_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local flush_every, interval_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
-local lease_ms, limit_ms, once = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
+local lease_ms, limit_ms, once = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10] == '1'
 local force, max_bytes, counted = ARGV[11] == '1', tonumber(ARGV[12]), ARGV[13] == '1'
 local follows = ARGV[14] == '1'
 
@@ -51,6 +53,7 @@ local waits_elsewhere = redis.call('ZCARD', delayed) + redis.call('ZCARD', eta) 
 local fence = math.max(tonumber(redis.call('HGET', stats, 'fence') or 0) + 1, now)
 local state = read_bells(redis.call('HGET', bells, group), now)
 local waiting = redis.call('LLEN', pending)
+local any_stale = redis.call('HLEN', stale) > 0
 redis.call('LLEN', batch)
 redis.call('ZCARD', leases)
 redis.call('ZCARD', groups)
@@ -103,12 +106,53 @@ local function answer_bell()
   redis.call('HSET', bells, group, write_bells(state))
 end
 
+-- What was cancelled while it waited left an entry behind. Only of such ids is it noted which of
+-- their entries are stale; what lies behind those that are noted is live.
+local MAX_SKIPPED = 10 * CHUNK
+local noted = {}
+local function is_stale(id)
+  if not any_stale then
+    return false
+  end
+  noted[id] = noted[id] or redis.call('HGET', stale, group .. ':' .. id) or ''
+  return string.sub(noted[id], 1, 1) == 's'
+end
+
+local function pass(id)
+  if any_stale then
+    noted[id] = string.sub(noted[id], 2)
+  end
+  return true
+end
+
+-- `kept` are entries that were passed, and stay all the same.
+local function note_stale(kept)
+  if not any_stale then
+    return
+  end
+  for _, entry in ipairs(kept) do
+    local _, _, id = read_entry(entry)
+    noted[id] = 'l' .. noted[id]
+  end
+  local gone, remaining = {}, {}
+  for id, marks in pairs(noted) do
+    if string.find(marks, 's') then
+      remaining[#remaining + 1] = group .. ':' .. id
+      remaining[#remaining + 1] = marks
+    else
+      gone[#gone + 1] = group .. ':' .. id
+    end
+  end
+  call_many('HDEL', stale, gone)
+  call_many('HSET', stale, remaining)
+end
+
 -- Takes from the head what is still there and free: one split level, within the limits.
 local taken, taken_ids, values, owners, seen = {}, {}, {}, {}, {}
 local scanned, bytes, cut, level, most = 0, 0, false, nil, flush_every
 local function take(entry, id, value, owner)
-  if not value or owner or seen[id] then
-    return true
+  if is_stale(id) or not value or owner or seen[id] then
+    return pass(id)
   end
   local split = tonumber(string.match(entry, '^%d+:([^:]*)')) or 0
   if not level then
@@ -125,11 +169,11 @@ local function take(entry, id, value, owner)
   bytes, seen[id] = bytes + #value, true
   taken[count + 1], taken_ids[count + 1], values[count + 1] = entry, id, value
   owners[2 * count + 1], owners[2 * count + 2] = id, token .. ':' .. read_nonce(value, id)
-  return true
+  return pass(id)
 end
 
 local open = waiting > 0
-while open and scanned < waiting and scanned < flush_every + CHUNK do
+while open and scanned < waiting and scanned < flush_every + MAX_SKIPPED do
   local entries = redis.call('LRANGE', pending, scanned, scanned + math.min(flush_every, CHUNK) - 1)
   local ids = ids_of(entries)
   local found, held = redis.call('HMGET', items, unpack(ids)), redis.call('HMGET', own, unpack(ids))
@@ -146,9 +190,10 @@ local full = #taken >= most or cut
 local due = full or force or (#taken > 0 and is_due(taken[1], interval_ms, now))
 if #taken == 0 or not due then
   -- Frees first: what is stale goes, what is not due stays.
-  local stale = scanned > #taken
-  redis.call('LTRIM', pending, stale and scanned or 0, -1)
-  if stale then
+  local skipped = scanned > #taken
+  redis.call('LTRIM', pending, skipped and scanned or 0, -1)
+  note_stale(taken)
+  if skipped then
     put_first(pending, taken)
   end
   answer_bell()
@@ -161,14 +206,16 @@ if #taken == 0 or not due then
 end
 
 redis.call('LTRIM', pending, scanned, -1)
+note_stale({})
 if cut then
   local since_ms, _, id = read_entry(redis.call('LINDEX', pending, 0))
   redis.call('LSET', pending, 0, write_entry(since_ms, level, id))
 end
 local deadline_ms = limit_ms > 0 and now + limit_ms or 0
-local record = table.concat({
-  group, int(fence), int(now), int(lease_ms), int(deadline_ms), once, bell, route,
-}, '|')
+local record = write_claim({
+  group = group, fence = fence, started_ms = now, lease_ms = lease_ms, deadline_ms = deadline_ms,
+  at_most_once = once, bell = bell, route = route,
+})
 call_many('RPUSH', batch, taken)
 call_many('HSET', own, owners)
 redis.call('HSET', claims, token, record)

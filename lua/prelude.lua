@@ -154,7 +154,7 @@ end
 
 -- Gives entries back: before those that were never claimed, by age among what was given back, too.
 -- So the head alone says whether anything is due.
-local function give_back(pending, entries)
+local function give_back(pending, stale, group, entries)
   local merged, age, place, newest, ordered = {}, {}, {}, 0, true
   local function add(entry)
     local since_ms = read_entry(entry)
@@ -162,8 +162,14 @@ local function give_back(pending, entries)
     age[entry], place[entry] = since_ms, #merged
     ordered, newest = ordered and since_ms >= newest, since_ms
   end
+  local any_stale = redis.call('HLEN', stale) > 0
   for _, entry in ipairs(entries) do
     add(entry)
+    local _, _, id = read_entry(entry)
+    local marks = any_stale and redis.call('HGET', stale, group .. ':' .. id)
+    if marks then
+      redis.call('HSET', stale, group .. ':' .. id, 'l' .. marks)
+    end
   end
   local earlier = 0
   for _, entry in ipairs(redis.call('LRANGE', pending, 0, CHUNK - 1)) do
@@ -183,20 +189,29 @@ local function give_back(pending, entries)
   put_first(pending, merged)
 end
 
--- A record of attempts is tries:crashes:alone:split:lost:tried_ms.
+-- A record of attempts is tries:crashes:alone:split:lost:tried_ms:revoked.
 local function read_attempts(record)
-  local tries, crashes, alone, split, lost, tried_ms =
-    string.match(record or '', '^(%d+):(%d+):(%d+):(%d+):(%d):(%d+)$')
+  local tries, crashes, alone, split, lost, tried_ms, revoked =
+    string.match(record or '', '^(%d+):(%d+):(%d+):(%d+):(%d):(%d+):?(%d?)$')
   return {
     tries = tonumber(tries or 0), crashes = tonumber(crashes or 0), alone = tonumber(alone or 0),
     split = tonumber(split or 0), lost = tonumber(lost or 0), tried_ms = tonumber(tried_ms or 0),
+    revoked = tonumber(revoked or 0) or 0,
   }
 end
 
 local function write_attempts(state)
   return table.concat({
     state.tries, state.crashes, state.alone, state.split, state.lost, int(state.tried_ms),
+    state.revoked,
   }, ':')
+end
+
+-- What a record says once its request is revoked: whoever claims it tells so, and does not run it.
+local function revoke_attempts(record)
+  local state = read_attempts(record)
+  state.revoked = 1
+  return write_attempts(state)
 end
 
 -- The most requests that one batch of a split level holds.
@@ -224,9 +239,21 @@ local function read_claim(record)
   }
 end
 
+local function write_claim(claim)
+  return table.concat({
+    claim.group, int(claim.fence), int(claim.started_ms), int(claim.lease_ms),
+    int(claim.deadline_ms), claim.at_most_once and 1 or 0, claim.bell, claim.route,
+  }, '|')
+end
+
 -- The tombstone of a run whose batch was taken back.
 local function lost_token(token)
   return 'lost:' .. token
+end
+
+-- The tombstone of an id that was revoked: a call with it that comes after that does not run.
+local function revoked_id(id)
+  return 'revoked:' .. id
 end
 
 -- Forgets a claim of which nothing is owned any more. Its doorbell, if it came once more after the

@@ -7,7 +7,8 @@
 -- KEYS[5] routes    hash  group -> where to ring for it (JSON)
 -- KEYS[6] delayed   zset  group:id -> ready (ms)
 -- KEYS[7] eta       zset  group:id -> wall clock (ms)
--- KEYS[8] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms
+-- KEYS[8] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
+-- KEYS[9] stale     hash  group:id -> its entries from the head: s stale, l live
 -- ARGV[1]  now_ms       int   empty: the server's time
 -- ARGV[2]  group        text
 -- ARGV[3]  flush_every  int
@@ -17,7 +18,7 @@
 -- Returns {"promoted", count, signals, route}. An id that is not due, or that another sweeper was
 -- faster with, is left alone. Cost O(ids log n).
 local items, pending, groups, bells = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local routes, delayed, eta, attempts = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local routes, delayed, eta, attempts, stale = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local now_ms, group = ARGV[1], ARGV[2]
 local flush_every, interval_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
 local ids = {unpack(ARGV, 5)}
@@ -31,6 +32,7 @@ redis.call('ZCARD', groups)
 redis.call('HLEN', bells)
 redis.call('ZCARD', delayed)
 redis.call('ZCARD', eta)
+redis.call('HLEN', stale)
 
 -- Frees first, so that it also works when the server is out of memory.
 local function take(key, member)
@@ -53,7 +55,7 @@ if count == 0 then
 end
 call_many('RPUSH', pending, entries)
 if #retries > 0 then
-  give_back(pending, retries)
+  give_back(pending, stale, group, retries)
 end
 local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
 return {'promoted', count, signals, route}

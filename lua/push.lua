@@ -8,7 +8,7 @@
 -- KEYS[6]  routes    hash  group -> where to ring for it (JSON)
 -- KEYS[7]  eta       zset  group:id -> wall clock (ms)
 -- KEYS[8]  dead      zset  group:id -> died (ms)
--- KEYS[9]  attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms
+-- KEYS[9]  attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
 -- KEYS[10] errors    hash  id -> text of the last error
 -- KEYS[11] done      zset  nonce or token -> expiry (ms)
 -- KEYS[12] stats     hash  counters
@@ -24,7 +24,8 @@
 --
 -- Returns {"pushed", signals, now_ms, status*}, a status per request: "new", "again" (this very
 -- call is stored already), "done" (it ran already), "duplicate" (another call with this id waits or
--- runs), "full". A call from inside a batch with the id of one of its own requests is its retry.
+-- runs), "full". A call from inside a batch with the id of one of its own requests is its retry. A
+-- call whose id was revoked waits for nothing but to be told so.
 -- Cost O(requests).
 local items, pending, own, groups = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local bells, routes, eta, dead = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
@@ -78,8 +79,17 @@ local function judge(i, id, nonce, placed)
   return 'duplicate'
 end
 
-local statuses, stores, entries, etas = {}, {}, {}, {}
-local placed, forgotten, released, buried, tombstones, new = {}, {}, {}, {}, {}, 0
+-- An id that Celery made for this very call cannot have been revoked before it.
+local function is_revoked(id, nonce, status)
+  if status == 'retry' then
+    return read_attempts(redis.call('HGET', attempts, id)).revoked == 1
+  end
+  return nonce ~= '' and tonumber(redis.call('ZSCORE', done, revoked_id(id)) or 0) > now
+end
+
+local statuses, stores, entries, etas, records = {}, {}, {}, {}, {}
+local placed, forgotten, released, buried, tombstones = {}, {}, {}, {}, {}
+local new, revoked = 0, 0
 for i, id in ipairs(ids) do
   local nonce, eta_ms, envelope = requests[4 * i - 2], requests[4 * i - 1], requests[4 * i]
   local status = judge(i, id, nonce, placed)
@@ -99,7 +109,13 @@ for i, id in ipairs(ids) do
     placed[id] = group .. ':' .. nonce .. ':' .. envelope
     stores[#stores + 1] = id
     stores[#stores + 1] = placed[id]
-    if eta_ms ~= '' and tonumber(eta_ms) > now then
+    local may_run = not is_revoked(id, nonce, status)
+    if not may_run then
+      records[#records + 1] = id
+      records[#records + 1] = revoke_attempts()
+      revoked = revoked + (status == 'retry' and 0 or 1)
+    end
+    if may_run and eta_ms ~= '' and tonumber(eta_ms) > now then
       etas[#etas + 1] = eta_ms
       etas[#etas + 1] = group .. ':' .. id
     else
@@ -119,6 +135,7 @@ call_many('HDEL', own, released)
 call_many('ZREM', dead, buried)
 call_many('HDEL', attempts, forgotten)
 call_many('HDEL', errors, forgotten)
+call_many('HSET', attempts, records)
 call_many('RPUSH', pending, entries)
 call_many('ZADD', eta, etas)
 call_many('ZADD', done, tombstones)
@@ -127,6 +144,9 @@ if not routed then
 end
 if new > 0 then
   redis.call('HINCRBY', stats, 'pushed', new)
+end
+if revoked > 0 then
+  redis.call('HINCRBY', stats, 'revoked', revoked)
 end
 local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
 return {'pushed', signals, int(now), unpack(statuses)}

@@ -9,9 +9,10 @@
 -- KEYS[7]  groups    zset  group -> when it next wants attention (ms)
 -- KEYS[8]  bells     hash  group -> outstanding:rung_ms:pause_ms:feared
 -- KEYS[9]  routes    hash  group -> where to ring for it (JSON)
--- KEYS[10] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms
+-- KEYS[10] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
 -- KEYS[11] done      zset  nonce or token -> expiry (ms)
 -- KEYS[12] stats     hash  counters
+-- KEYS[13] stale     hash  group:id -> its entries from the head: s stale, l live
 -- ARGV[1] now_ms       int   empty: the server's time
 -- ARGV[2] group        text
 -- ARGV[3] token        text
@@ -25,7 +26,7 @@
 -- {"gone"}. Cost O(batch).
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local leases, groups, bells, routes = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local attempts, done, stats = KEYS[10], KEYS[11], KEYS[12]
+local attempts, done, stats, stale = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local now_ms, group, token, flush_every = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local interval_ms, window_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local seen_dead = ARGV[7] == '1'
@@ -50,6 +51,7 @@ redis.call('HLEN', routes)
 redis.call('HLEN', attempts)
 redis.call('ZCARD', done)
 redis.call('HLEN', stats)
+redis.call('HLEN', stale)
 
 -- The record of a request that this run did not end, and its level of halving; most are alike.
 local known = {}
@@ -86,7 +88,7 @@ redis.call('ZADD', done, int(now + window_ms), lost_token(token))
 call_many('HSET', attempts, records)
 if #entries > 0 then
   redis.call('HSETNX', routes, group, claim.route)
-  give_back(pending, entries)
+  give_back(pending, stale, group, entries)
 end
 redis.call('HINCRBY', stats, 'reclaimed', 1)
 local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)

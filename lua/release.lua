@@ -10,9 +10,10 @@
 -- KEYS[8]  routes    hash  group -> where to ring for it (JSON)
 -- KEYS[9]  delayed   zset  group:id -> ready (ms)
 -- KEYS[10] dead      zset  group:id -> died (ms)
--- KEYS[11] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms
+-- KEYS[11] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
 -- KEYS[12] errors    hash  id -> text of the last error
 -- KEYS[13] stats     hash  counters
+-- KEYS[14] stale     hash  group:id -> its entries from the head: s stale, l live
 -- ARGV[1]  now_ms       int   empty: the server's time
 -- ARGV[2]  group        text
 -- ARGV[3]  token        text
@@ -29,7 +30,7 @@
 -- nothing. The claim stays open: an ack without ids ends it. Cost O(outcomes).
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local groups, bells, routes, delayed, dead = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local attempts, errors, stats = KEYS[11], KEYS[12], KEYS[13]
+local attempts, errors, stats, stale = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
 local now_ms, group, token = ARGV[1], ARGV[2], ARGV[3]
 local flush_every, interval_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
 local max_dead, size = tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -56,6 +57,7 @@ redis.call('HLEN', bells)
 redis.call('HLEN', routes)
 redis.call('ZCARD', delayed)
 redis.call('HLEN', errors)
+redis.call('HLEN', stale)
 
 local freed, waiting, later, buried, tries_of, texts = {}, {}, {}, {}, {}, {}
 for _, entry in ipairs(mine) do
@@ -78,12 +80,15 @@ for _, entry in ipairs(mine) do
       texts[#texts + 1] = id
       texts[#texts + 1] = outcome.error
     end
+    -- A retry of what was revoked is not to run, so it is told at once.
+    local retried = outcome.verb == 'retry' or outcome.verb == 'retry_batch'
+    local delay_ms = retried and state.revoked == 1 and 0 or outcome.delay_ms
     local member = group .. ':' .. id
     if outcome.verb == 'dead' then
       buried[#buried + 1] = int(now)
       buried[#buried + 1] = member
-    elseif outcome.delay_ms > 0 then
-      later[#later + 1] = int(now + outcome.delay_ms)
+    elseif delay_ms > 0 then
+      later[#later + 1] = int(now + delay_ms)
       later[#later + 1] = member
     else
       waiting[#waiting + 1] = write_entry(since_ms, split == FRESH and 0 or split, id)
@@ -114,6 +119,6 @@ if #buried > 0 and excess > 0 then
 end
 redis.call('HSETNX', routes, group, read_claim(record).route)
 if #waiting > 0 then
-  give_back(pending, waiting)
+  give_back(pending, stale, group, waiting)
 end
 return {'released', #freed, arm(pending, groups, bells, group, flush_every, interval_ms, now)}

@@ -11,6 +11,7 @@
 -- KEYS[9] delayed  zset  group:id -> ready (ms)
 -- KEYS[10] eta     zset  group:id -> wall clock (ms)
 -- KEYS[11] dead    zset  group:id -> died (ms)
+-- KEYS[12] stale   hash  group:id -> its entries from the head: s stale, l live
 -- ARGV[1]  now_ms       int   empty: the server's time
 -- ARGV[2]  group        text
 -- ARGV[3]  route        text  JSON, for a group whose route is not known any more
@@ -22,7 +23,7 @@
 -- {"repaired", count, signals, route}. Cost O(ids).
 local items, pending, own, claims, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local groups, bells, routes = KEYS[6], KEYS[7], KEYS[8]
-local delayed, eta, dead = KEYS[9], KEYS[10], KEYS[11]
+local delayed, eta, dead, stale = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local now_ms, group, route = ARGV[1], ARGV[2], ARGV[3]
 local flush_every, interval_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
 local ids = {unpack(ARGV, 6)}
@@ -33,6 +34,7 @@ redis.call('LLEN', pending)
 redis.call('ZCARD', groups)
 redis.call('HLEN', bells)
 redis.call('HLEN', routes)
+redis.call('HLEN', stale)
 
 local function is_elsewhere(id, owner)
   local token = owner and string.match(owner, '^[^:]*')
@@ -44,14 +46,16 @@ local function is_elsewhere(id, owner)
     or redis.call('ZSCORE', dead, member)
 end
 
-local entries, freed = {}, {}
+local entries, freed, fresh = {}, {}, {}
 for i, id in ipairs(ids) do
   if values[i] and not is_elsewhere(id, owners[i]) then
     entries[#entries + 1] = write_entry(now, FRESH, id)
     freed[#freed + 1] = id
+    fresh[#fresh + 1] = group .. ':' .. id
   end
 end
 call_many('HDEL', own, freed)
+call_many('HDEL', stale, fresh)
 call_many('RPUSH', pending, entries)
 if #entries > 0 then
   redis.call('HSETNX', routes, group, route)

@@ -159,6 +159,17 @@ def _read_body(payload: Any, content_type: str, encoding: str, accept: set[str])
     return loads(payload, content_type, encoding, accept=accept)
 
 
+def read_headers(data: bytes) -> dict[str, Any]:
+    """Returns the headers of an envelope without its body; none if they cannot be read."""
+    end = data.find(b"\n")
+    try:
+        found = json.loads(data[1:end]) if data[:1] == VERSION and end > 1 else {}
+    except ValueError:
+        return {}
+    headers = found[0] if isinstance(found, list) and found else found
+    return headers if isinstance(headers, dict) else {}
+
+
 def text(value: Any) -> str:
     """Returns text for what Redis returned."""
     return str(bytes_to_str(value))

@@ -19,9 +19,10 @@ key                     type  content                                         an
 `rb:T:delayed`          zset  group:id -> when a retry is ready, in ms        promote
 `rb:T:eta`              zset  group:id -> wall clock of its eta, in ms        promote
 `rb:T:dead`             zset  group:id -> when it died, in ms                 a new call, the bound
-`rb:T:att`              hash  id -> tries:crashes:alone:split:lost:tried_ms            ack
+`rb:T:att`              hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked    ack
 `rb:T:err`              hash  id -> text of its last error                    ack
-`rb:T:done`             zset  nonce or token -> expiry in ms: ran already     ack, sweep
+`rb:T:stale`            hash  group:id -> which entries a cancel left in q:g  claim
+`rb:T:done`             zset  nonce, token or revoked:id -> expiry in ms      ack, sweep
 `rb:T:stats`            hash  counters, the last fence, the leading sweeper   never
 `rb:{namespace}:tasks`  hash  task -> its options, JSON, written by workers   never
 `rb:{namespace}:beat`   hash  whether beat's last sweep message still waits     never
@@ -45,6 +46,7 @@ _STATIC = {
     "dead": "dead",
     "attempts": "att",
     "errors": "err",
+    "stale": "stale",
     "done": "done",
     "stats": "stats",
 }

@@ -113,6 +113,7 @@ class Attempts:
         split: Level of halving; a batch holds at most flush_every / 2**split requests.
         lost: A run that must not be repeated (`acks_late=False`) died.
         tried_ms: Server time of the last retry, in ms.
+        revoked: Whether it was revoked: then its caller is told so, and it is not run.
     """
 
     tries: int = 0
@@ -121,6 +122,7 @@ class Attempts:
     split: int = 0
     lost: bool = False
     tried_ms: int = 0
+    revoked: bool = False
 
     @property
     def number(self) -> int:
@@ -169,6 +171,35 @@ class Outcome:
     verb: Verb
     delay_ms: int = 0
     error: str = ""
+
+
+class Place(str, Enum):
+    """Where a cancel found a request.
+
+    `LEASED` is leased to the canceller now; `IN_FLIGHT` is in a batch that runs; `DEAD` is a dead
+    letter; `GONE` is not stored; `ELSEWHERE` waits in another group.
+    """
+
+    LEASED = "leased"
+    IN_FLIGHT = "in_flight"
+    DEAD = "dead"
+    GONE = "gone"
+    ELSEWHERE = "elsewhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A request that a cancel was asked for.
+
+    Attributes:
+        id: The task id.
+        place: Where it is.
+        group: Id of its group, or "".
+    """
+
+    id: str
+    place: Place
+    group: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,10 @@ from redis_batches.errors import ScriptReplyError
 from redis_batches.refusal import patiently, translated
 
 PRELUDE = "prelude"
-#: Values of one script call: requests of push, outcomes of release; and ids of ack.
+#: Values of one script call: requests of push, outcomes of release; ids of ack; and of cancel.
 PUSH_CHUNK = 500
 ACK_CHUNK = 1000
+CANCEL_CHUNK = 100
 _T = TypeVar("_T")
 _SLOT = re.compile(r"^-- (KEYS|ARGV)\[(\d+)(\+?)\]\s+(\w+)", re.MULTILINE)
 

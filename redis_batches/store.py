@@ -25,9 +25,11 @@ from redis_batches.model import (
     Attempts,
     Bells,
     Claimed,
+    Found,
     Group,
     Idle,
     Outgoing,
+    Place,
     Pushed,
     Status,
     Swept,
@@ -175,6 +177,43 @@ class Store:
         bells = Bells(group, text(route), signals, int(started_ms))
         return Lease(self, trigger, token, group, int(fence), int(started_ms), bells, requests)
 
+    def cancel(
+        self, group: str, ids: Sequence[str], trigger: Trigger, *, token: str = ""
+    ) -> tuple[Lease | None, tuple[Found, ...]]:
+        """Leases requests that wait or are delayed, and marks those that run, as revoked.
+
+        Args:
+            group: Id of their group; those of another one are only looked up.
+            ids: At most `CANCEL_CHUNK` ids, none twice.
+            trigger: When a batch of the task is due, should it give them back.
+            token: Names this call; the same token again gets the same lease. Default: a fresh one.
+
+        Returns:
+            The lease on those that nobody runs now, if any, and where each was found.
+        """
+        token = token or uuid4().hex
+        reply = self.run(
+            "cancel",
+            group=group,
+            token=token,
+            lease_ms=round(self.settings.lease * 1000),
+            window_ms=DEDUPLICATION_WINDOW_MS,
+            ids=ids,
+        )
+        if reply[0] == "ended":
+            return None, ()
+        _, fence, started_ms, route, places, rows = reply
+        found = tuple(
+            Found(text(places[i]), Place(text(places[i + 1])), text(places[i + 2]))
+            for i in range(0, len(places), 3)
+        )
+        if not rows:
+            return None, found
+        requests = tuple(read_row(*rows[i : i + 3]) for i in range(0, len(rows), 3))
+        bells = Bells(group, text(route), 0, int(started_ms))
+        lease = Lease(self, trigger, token, group, int(fence), int(started_ms), bells, requests)
+        return lease, found
+
     def sweep(
         self,
         longest_ms: int,
@@ -280,7 +319,8 @@ class Store:
         """Returns counts of requests by where they are, and counters since the first one.
 
         Keys: `waiting` (pending and delayed), `running`, `delayed`, `dead` are now; `pushed`,
-        `acked`, `claimed` (batches), `reclaimed` (batches) and `dropped` only grow.
+        `acked`, `claimed` (batches), `reclaimed` (batches), `dropped` and `revoked` only grow. What
+        was revoked while it ran counts as revoked, too, although it may have succeeded.
         """
         key = self.keys.resolve
         with translated("count requests"):
@@ -289,7 +329,7 @@ class Store:
                 getattr(pipe, command)(key(name))
             items, running, delayed, eta, dead, counters = pipe.execute()
         counted = {text(name): value for name, value in counters.items()}
-        grown = ("pushed", "acked", "claimed", "reclaimed", "dropped")
+        grown = ("pushed", "acked", "claimed", "reclaimed", "dropped", "revoked")
         return {
             "waiting": items - running - dead,
             "running": running,
@@ -306,6 +346,6 @@ def read_row(entry: bytes, attempts: bytes, value: bytes) -> Claimed:
     _, _, envelope = rest.partition(b":")
     if not attempts:
         return Claimed(task_id, int(since_ms), Attempts(), envelope)
-    tries, crashes, alone, split, lost, tried_ms = map(int, attempts.split(b":"))
-    state = Attempts(tries, crashes, alone, split, bool(lost), tried_ms)
+    tries, crashes, alone, split, lost, tried_ms, *revoked = map(int, attempts.split(b":"))
+    state = Attempts(tries, crashes, alone, split, bool(lost), tried_ms, any(revoked))
     return Claimed(task_id, int(since_ms), state, envelope)

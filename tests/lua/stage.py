@@ -66,6 +66,12 @@ VALUES: dict[str, dict[str, Any]] = {
     "requeue": {"ids": ["dead"]},
     "drop": {"ids": ["dead"]},
     "repair": {"ids": ["own", "lost"]},
+    "cancel": {
+        "token": "fresh",
+        "lease_ms": LEASE_MS,
+        "window_ms": 1000,
+        "ids": ["a", "own", "delayed", "eta", "dead", "nobody"],
+    },
     "knock": {"opened": 0},
 }
 

@@ -45,6 +45,7 @@ def test_the_end_of_a_batch_forgets_all_of_it(store: Store) -> None:
         "claimed": 1,
         "reclaimed": 0,
         "dropped": 0,
+        "revoked": 0,
     }
 
 

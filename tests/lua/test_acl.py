@@ -77,10 +77,15 @@ def test_everything_works_with_the_documented_rights(limited: redis.Redis, names
     for name, members in swept.ready:
         store.promote(name, members, trigger)
 
+    store.push(group, trigger, [Outgoing("revoked", "n", None, b"1\n[[],{}]")])
+    cancelled, _ = store.cancel(group.id, ["revoked"], trigger)
+    assert cancelled is not None
+    cancelled.ack()
+
     assert [letter.id for letter in inspector.list()] == ["a"]
     assert inspector.requeue(["a"]) == 1
     assert inspector.drop(["a"]) == 0
-    assert store.stats()["pushed"] == 5
+    assert store.stats()["pushed"] == 6
     assert store.groups()
     assert store.waiting(group.id)
     inspector.check_ledger()

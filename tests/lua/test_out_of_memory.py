@@ -175,6 +175,19 @@ def test_a_batch_can_be_taken_back(
 
 
 @pytest.mark.parametrize("times", [1, 2])
+def test_requests_can_be_cancelled(store: Store, lease: Lease, memory: Memory, times: int) -> None:
+    """Those that wait, and those that run, once or twice."""
+    memory.is_full()
+    for _ in range(times):
+        cancelled, _ = store.cancel(GROUP.id, ["a", "d"], TRIGGER, token="token")
+    assert cancelled is not None
+    cancelled.ack()
+
+    assert waiting(store) == ["e", "f"]
+    assert claim(store, force=True).requests
+
+
+@pytest.mark.parametrize("times", [1, 2])
 def test_what_was_delayed_can_be_promoted(
     store: Store, memory: Memory, clock: Clock, times: int
 ) -> None:

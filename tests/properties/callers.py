@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from redis_batches.canceller import Canceller
 from redis_batches.config import DEDUPLICATION_WINDOW_MS
 from redis_batches.inspector import Inspector
-from redis_batches.model import Bells, Status
+from redis_batches.model import Bells, Place, Status
 from tests.properties.state import ensure
+from tests.properties.workers import Workers
 from tests.properties.world import GROUPS, SECOND, Call, World
 
 
 class Callers:
-    """Producers and an operator."""
+    """Producers and an operator.
 
-    def __init__(self, world: World) -> None:
+    Args:
+        world: What everybody shares.
+        workers: Where what a revoke leased is settled, step by step, or is left alone.
+    """
+
+    def __init__(self, world: World, workers: Workers) -> None:
         self._world = world
+        self._workers = workers
 
     def push(self) -> None:
         """Somebody calls the task, once or several times in one go."""
@@ -92,7 +100,26 @@ class Callers:
         call.again += 1
         call.allowed += 1
         call.moved = True
+        call.revoked = None
         self._inspector().requeue([task_id])
+
+    def revoke(self) -> None:
+        """Somebody revokes calls that wait, are delayed, run, ended, or were never made."""
+        world, rng = self._world, self._world.rng
+        ids = {call.id for call in rng.sample(list(world.calls.values()), min(3, len(world.calls)))}
+        ids |= set(rng.sample(sorted(world.state.items), min(2, len(world.state.items))))
+        canceller = Canceller(world.store, world.trigger(), self._workers.discard)
+        places = canceller.cancel([*sorted(ids), "nobody"])
+        ensure(places["nobody"] is Place.GONE, "nobody was found", places)
+        for task_id in ids:
+            if places[task_id] in (Place.LEASED, Place.IN_FLIGHT):
+                call = world.call_of(world.state.items[task_id].envelope)
+                if call.revoked is None:
+                    call.revoked = self._workers.fence
+                call.moved = True
+            else:
+                stored = task_id in world.state.items
+                ensure(stored == (places[task_id] is Place.DEAD), "not found", task_id, places)
 
     def repair(self) -> None:
         """An operator looks for requests that no index knows: there are none."""

@@ -46,8 +46,8 @@ class Simulation:
 
     def __init__(self, client: redis.Redis, seed: int) -> None:
         self.world = World(client, seed)
-        self.callers = Callers(self.world)
         self.workers = Workers(self.world)
+        self.callers = Callers(self.world, self.workers)
         self._sweepers = [self._sweeper(name) for name in ("anne", "bert", "")]
         self._replica: dict[bytes, bytes] = {}
 
@@ -74,6 +74,7 @@ class Simulation:
             self.callers.flush: 0.3,
             self.callers.operate: 0.5,
             self.callers.repair: 0.2,
+            self.callers.revoke: 1,
             self.workers.answer: 6,
             self.workers.work: 12,
             self._sweep: 3,
@@ -147,6 +148,8 @@ class Simulation:
         stored = {world.call_of(item.envelope).serial for item in world.read().items.values()}
         for call in world.calls.values():
             call.moved = call.forgotten = True
+            # Which the new primary may not have heard of.
+            call.revoked = None
             if call.serial in stored:
                 call.again += 1
                 # At most once does not survive the loss of what said that it ran.
@@ -221,7 +224,7 @@ class Simulation:
         world.faults, world.broker_is_up = False, True
         world.store.late.clear()
         deadline_ms = self._deadline()
-        while world.state.waiting or world.state.leases:
+        while world.state.waiting or world.state.leases or world.state.groups:
             while world.broker:
                 with self._checked():
                     self.workers.answer()
@@ -260,7 +263,7 @@ class Simulation:
             ensure(call.lost or call.told, "its caller was never told", call)
             most = (1 + call.again) * (math.log2(16) + MAX_CRASHES_ALONE)
             ensure(call.crashes <= most, "it killed too many workers", call)
-        for name in ("claims", "own", "groups", "bells", "delayed", "eta"):
+        for name in ("claims", "own", "groups", "bells", "delayed", "eta", "stale"):
             ensure(not getattr(world.state, name), "left behind", name)
         ensure(len(world.state.dead) == len(world.state.items), "left behind", world.state.items)
         lists = world.client.keys(f"{world.store.keys.batch('')}*")

@@ -93,10 +93,16 @@ class Seen:
 
 @dataclass(frozen=True)
 class State:
-    """Every key of one task, by the names of `redis_batches.keys`."""
+    """Every key of one task, by the names of `redis_batches.keys`.
+
+    Attributes:
+        pending: Without the entries that count for nothing, because a cancel left them behind.
+        lists: The pending lists with them.
+    """
 
     items: dict[str, Item]
     pending: dict[str, list[Entry]]
+    lists: dict[str, list[Entry]]
     batches: dict[str, list[Entry]]
     claims: dict[str, str]
     own: dict[str, str]
@@ -109,6 +115,7 @@ class State:
     dead: dict[str, int]
     attempts: dict[str, str]
     errors: dict[str, str]
+    stale: dict[str, str]
     done: dict[str, int]
     stats: dict[str, str]
 
@@ -125,7 +132,7 @@ class State:
             seen: What was read before: of a key that has not changed since, only that is asked.
         """
         seen = Seen() if seen is None else seen
-        fields = ("claims", "own", "bells", "routes", "attempts", "errors", "stats")
+        fields = ("claims", "own", "bells", "routes", "attempts", "errors", "stale", "stats")
         scores = ("leases", "groups", "delayed", "eta", "dead", "done")
         found = seen.read(
             client,
@@ -136,10 +143,14 @@ class State:
                 **{f"q:{group}": (keys.pending(group), _ENTRIES) for group in groups},
             },
         )
-        pending = {group: found.pop(f"q:{group}") for group in groups}
+        lists = {group: found.pop(f"q:{group}") for group in groups}
+        pending = {
+            group: _without_stale(group, entries, found["stale"])
+            for group, entries in lists.items()
+        }
         tokens = [name for name in found["claims"] if not name.startswith("bell:")]
         batches = seen.read(client, {token: (keys.batch(token), _ENTRIES) for token in tokens})
-        return cls(pending=pending, batches=batches, **found)
+        return cls(pending=pending, lists=lists, batches=batches, **found)
 
     @property
     def waiting(self) -> int:
@@ -173,6 +184,7 @@ class State:
     def check(self) -> None:
         """Checks what is true at every moment, whatever happened before."""
         self._check_one_place()
+        self._check_stale()
         self._check_owners()
         self._check_attention()
         self._check_order()
@@ -203,6 +215,14 @@ class State:
         ensure(self.attempts.keys() <= self.items.keys(), "attempts of a request that is gone")
         ensure(self.errors.keys() <= self.items.keys(), "an error of a request that is gone")
 
+    def _check_stale(self) -> None:
+        """What counts for nothing is there: so no entry that counts is ever skipped."""
+        for member, marks in self.stale.items():
+            group, _, task_id = member.partition(":")
+            entries = [entry for entry in self.lists[group] if entry.id == task_id]
+            ensure("s" in marks, "notes nothing", member)
+            ensure(len(marks) <= len(entries), "notes an entry that is not there", member)
+
     def _check_owners(self) -> None:
         """What is owned is in one live batch."""
         tokens = {name for name in self.claims if not name.startswith("bell:")}
@@ -218,7 +238,7 @@ class State:
 
     def _check_attention(self) -> None:
         """A sweep finds every group that waits, and no others, and knows where to ring for it."""
-        waiting = {group for group, entries in self.pending.items() if entries}
+        waiting = {group for group, entries in self.lists.items() if entries}
         later = {member.partition(":")[0] for member in (*self.delayed, *self.eta)}
         ensure(self.groups.keys() == waiting, "the groups to sweep are not those that wait")
         ensure(self.bells.keys() <= waiting, "doorbells are counted for an empty group")
@@ -231,3 +251,11 @@ class State:
             ensure(entries[: len(given_back)] == given_back, "what was given back waits behind")
             ages = [entry.since_ms for entry in given_back]
             ensure(ages == sorted(ages), "what was given back is not in the order of its age")
+
+
+def _without_stale(group: str, entries: list[Entry], stale: dict[str, str]) -> list[Entry]:
+    """Leaves out the entries that a cancel left behind, as a claim does."""
+    marks = {member: iter(noted) for member, noted in stale.items()}
+    return [
+        entry for entry in entries if next(marks.get(f"{group}:{entry.id}", iter("l")), "l") == "l"
+    ]

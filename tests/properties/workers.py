@@ -22,6 +22,7 @@ class Run:
         lease: What it holds.
         todo: Requests without an outcome.
         hopeless: Requests that must not run, and whose callers must be told so.
+        revoked: Requests whose callers must be told that they were revoked.
         finished: Ids of requests whose callers were told, not yet acked.
         given_back: What is to be released.
         started: Whether its function was called.
@@ -31,6 +32,7 @@ class Run:
     lease: Lease
     todo: list[tuple[Claimed, Call]] = field(default_factory=list)
     hopeless: list[tuple[Claimed, Call]] = field(default_factory=list)
+    revoked: list[tuple[Claimed, Call]] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     given_back: list[Outcome] = field(default_factory=list)
     started: bool = False
@@ -42,7 +44,7 @@ class Workers:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._fence = 0
+        self.fence = 0
         self.runs: list[Run] = []
 
     # -- Claiming
@@ -86,8 +88,8 @@ class Workers:
         cut = len(pending) > size and weight + self._weight(pending[size].id) > most
         due = pending[0].is_due(trigger.interval_ms, world.now_ms)
         ensure(size == trigger.flush_every or cut or due or bell.force, "before its time", ids)
-        ensure(lease.fence > self._fence, "the fence has not grown", lease.fence)
-        self._fence = lease.fence
+        ensure(lease.fence > self.fence, "the fence has not grown", lease.fence)
+        self.fence = lease.fence
 
     def _weight(self, task_id: str) -> int:
         item = self._world.state.items[task_id]
@@ -100,11 +102,19 @@ class Workers:
             call = self._world.call_of(request.envelope)
             if request.attempts.number > 1 and len(call.told) > call.again:
                 continue
-            if request.attempts.lost or request.attempts.alone >= MAX_CRASHES_ALONE:
+            if request.attempts.revoked:
+                run.revoked.append((request, call))
+            elif request.attempts.lost or request.attempts.alone >= MAX_CRASHES_ALONE:
                 run.hopeless.append((request, call))
             else:
                 run.todo.append((request, call))
         self.runs.append(run)
+
+    def discard(self, lease: Lease) -> None:
+        """Somebody who revokes holds requests: they tell in their own time, or die."""
+        ensure(all(request.attempts.revoked for request in lease.requests), "not marked", lease)
+        if not self._world.dies():
+            self._open(lease)
 
     # -- Running
 
@@ -128,7 +138,7 @@ class Workers:
         try:
             if not run.started:
                 self._start(run)
-            elif run.hopeless or run.todo:
+            elif run.hopeless or run.revoked or run.todo:
                 self._decide(run)
             elif run.given_back:
                 for bells in run.lease.release(run.given_back):
@@ -160,6 +170,8 @@ class Workers:
             call.runs += 1
             once = not self._world.weather.once or call.runs <= call.allowed
             ensure(once, "it ran twice, though its task runs at most once", call)
+            allowed = call.revoked is None or run.lease.fence <= call.revoked
+            ensure(allowed, "it runs though it was revoked", call)
         killers = [call for _, call in run.todo if call.poison]
         if killers:
             for call in killers:
@@ -179,6 +191,9 @@ class Workers:
         for request, call in run.hopeless:
             self._bury(run, request, call)
         run.hopeless = []
+        for _, call in run.revoked:
+            call.told.append("revoked")
+        run.revoked = []
         for _ in range(rng.choice((1, 2, 5, 100))):
             if run.todo:
                 self._settle(run, *run.todo.pop())

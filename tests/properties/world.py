@@ -21,7 +21,7 @@ from tests.properties.state import Seen, State, ensure
 SECOND, HOUR = 1000, 3_600_000
 #: Calls of these scripts may arrive once more at any later time. What a late push must do depends
 #: on what its caller was told: see `Callers.push_again`.
-MAY_BE_LATE = {"claim", "extend", "ack", "release", "sweep", "reclaim", "promote"}
+MAY_BE_LATE = {"claim", "extend", "ack", "release", "sweep", "reclaim", "promote", "cancel"}
 LEASE = 30
 #: Two groups, so that a request can move from one to the other.
 GROUPS = (Group.of({"queue": "clicks"}), Group.of({"queue": "views"}))
@@ -47,6 +47,7 @@ class Call:
         runs: How often a worker began to run it.
         allowed: How often it may run where a lost run must not be repeated.
         crashes: How many workers it killed.
+        revoked: The newest fence when its revoke was accepted: no later run may have it.
         ended_step: The step after which it was not stored any more.
     """
 
@@ -64,6 +65,7 @@ class Call:
     runs: int = 0
     allowed: int = 1
     crashes: int = 0
+    revoked: int | None = None
     ended_step: int | None = None
 
     def outgoing(self, padding: int = 0) -> Outgoing:

@@ -1,0 +1,130 @@
+-- cancel: lease what waits or is delayed to whoever revokes it, and mark what runs.
+--
+-- KEYS[1]  items     hash  id -> group:nonce:envelope
+-- KEYS[2]  pending   list  since_ms:split:id, oldest first
+-- KEYS[3]  batch     list  the claimed entries of this token
+-- KEYS[4]  claims    hash  token -> record; bell:id -> token
+-- KEYS[5]  own       hash  id -> token:nonce
+-- KEYS[6]  leases    zset  token -> expiry (ms)
+-- KEYS[7]  routes    hash  group -> where to ring for it (JSON)
+-- KEYS[8]  attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
+-- KEYS[9]  delayed   zset  group:id -> ready (ms)
+-- KEYS[10] eta       zset  group:id -> wall clock (ms)
+-- KEYS[11] dead      zset  group:id -> died (ms)
+-- KEYS[12] done      zset  nonce or token -> expiry (ms)
+-- KEYS[13] stale     hash  group:id -> its entries from the head: s stale, l live
+-- KEYS[14] stats     hash  counters
+-- ARGV[1]  now_ms     int   empty: the server's time
+-- ARGV[2]  group      text  of the requests to lease, or empty to ask for theirs
+-- ARGV[3]  token      text  a fresh nonce of this call
+-- ARGV[4]  lease_ms   int
+-- ARGV[5]  window_ms  int   how long an id stays revoked after its request has ended
+-- ARGV[6+] ids        list  no id twice, at most 100
+--
+-- What is marked is not run again, whoever claims it: so if the canceller dies, or what it found
+-- running is retried, the next claimer tells that it was revoked. A pending list is not searched:
+-- the entry that stays in it is noted as stale, and claims skip it.
+-- Returns {"cancelled", fence, started_ms, route, {(id, place, group)*}, {(entry, attempts, value)*}}
+-- with the requests that are leased now; a place is "leased", "in_flight", "dead", "gone" or
+-- "elsewhere": it waits in another group. The same token again gets the same lease, or {"ended"}.
+-- Cost O(ids log n).
+local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local leases, routes, attempts, delayed = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local eta, dead, done, stale, stats = KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local now_ms, group, token = ARGV[1], ARGV[2], ARGV[3]
+local lease_ms, window_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
+local ids = {unpack(ARGV, 6)}
+
+local now = clock(now_ms)
+local known = redis.call('HGET', claims, token)
+local ended = redis.call('ZSCORE', done, token) or redis.call('ZSCORE', done, lost_token(token))
+local values, owners = call_many('HMGET', items, ids), call_many('HMGET', own, ids)
+local records = call_many('HMGET', attempts, ids)
+local route = redis.call('HGET', routes, group) or ''
+local fence = math.max(tonumber(redis.call('HGET', stats, 'fence') or 0) + 1, now)
+local waits = redis.call('LLEN', pending) > 0
+redis.call('LLEN', batch)
+redis.call('ZCARD', leases)
+redis.call('ZCARD', delayed)
+redis.call('ZCARD', eta)
+redis.call('ZCARD', dead)
+redis.call('HLEN', stale)
+
+if ended then
+  return {'ended'}
+end
+
+local function place_of(id, value, owner)
+  if not value then
+    return 'gone', ''
+  end
+  local its = string.match(value, '^[^:]*')
+  if owner then
+    return string.match(owner, '^[^:]*') == token and 'leased' or 'in_flight', its
+  end
+  if redis.call('ZSCORE', dead, its .. ':' .. id) then
+    return 'dead', its
+  end
+  return its == group and not known and 'leased' or 'elsewhere', its
+end
+
+local places, marks, tombstones, rows, entries, held, members, fresh = {}, {}, {}, {}, {}, {}, {}, {}
+local revoked = 0
+for i, id in ipairs(ids) do
+  local place, its = place_of(id, values[i], owners[i])
+  places[#places + 1], places[#places + 2], places[#places + 3] = id, place, its
+  if place == 'leased' or place == 'in_flight' then
+    revoked = revoked + 1 - read_attempts(records[i]).revoked
+    records[i] = revoke_attempts(records[i])
+    marks[#marks + 1], marks[#marks + 2] = id, records[i]
+  end
+  if place ~= 'elsewhere' then
+    tombstones[#tombstones + 1] = int(now + window_ms)
+    tombstones[#tombstones + 1] = revoked_id(id)
+  end
+  if place == 'leased' then
+    local split = read_attempts(records[i]).split
+    -- Since when it waits is not known here; 0 keeps what its last run told from looking older.
+    local entry = write_entry(0, split, id)
+    rows[#rows + 1], rows[#rows + 2], rows[#rows + 3] = entry, records[i], values[i]
+    if not owners[i] then
+      entries[#entries + 1] = entry
+      held[#held + 1], held[#held + 2] = id, token .. ':' .. read_nonce(values[i], id)
+      members[#members + 1] = group .. ':' .. id
+    end
+  end
+end
+
+-- Frees first, so that it also works when the server is out of memory.
+local expired = redis.call('ZRANGEBYSCORE', done, '-inf', int(now), 'LIMIT', 0, #tombstones)
+expired[#expired + 1] = ''
+call_many('ZREM', done, expired)
+for _, member in ipairs(members) do
+  if redis.call('ZREM', delayed, member) + redis.call('ZREM', eta, member) == 0 then
+    local marks, changed = string.gsub(redis.call('HGET', stale, member) or '', 'l', 's')
+    redis.call('HSET', stale, member, changed > 0 and marks or marks .. 's')
+  end
+end
+call_many('ZADD', done, tombstones)
+call_many('HSET', attempts, marks)
+if revoked > 0 then
+  redis.call('HINCRBY', stats, 'revoked', revoked)
+end
+if known then
+  local claim = read_claim(known)
+  return {'cancelled', claim.fence, int(claim.started_ms), claim.route, places, rows}
+end
+if #entries > 0 then
+  call_many('RPUSH', batch, entries)
+  call_many('HSET', own, held)
+  redis.call('HSET', claims, token, write_claim({
+    group = group, fence = fence, started_ms = now, lease_ms = lease_ms, deadline_ms = 0,
+    at_most_once = false, bell = '', route = route,
+  }))
+  redis.call('ZADD', leases, int(now + lease_ms), token)
+  redis.call('HSET', stats, 'fence', int(fence))
+end
+if not waits and redis.call('ZCARD', delayed) + redis.call('ZCARD', eta) == 0 then
+  redis.call('HDEL', routes, group)
+end
+return {'cancelled', int(fence), int(now), route, places, rows}

@@ -7,7 +7,7 @@ from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from celery.exceptions import Retry
+from celery.exceptions import Retry, TaskRevokedError
 from celery.utils.log import get_task_logger
 
 from redis_batches import completion
@@ -92,6 +92,19 @@ class Batch:
     def fail(self, request: SimpleRequest, exc: Exception) -> None:
         """Settles one request with an exception."""
         self._forget(request, self._tell_failure(request, exc))
+
+    def revoke(self, request: SimpleRequest, reason: str) -> None:
+        """Tells of one request that it will not run; it goes when the batch ends.
+
+        Args:
+            request: The call.
+            reason: "revoked" or "expired".
+        """
+
+        def tell() -> bool:
+            return completion.tell_revoked(self.task, request, reason)
+
+        self._tell(request, TaskRevokedError(reason), lambda: self._patiently(tell))
 
     def bury(self, request: SimpleRequest, exc: Exception) -> None:
         """Fails one request, and keeps it as a dead letter for an operator."""

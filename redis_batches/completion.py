@@ -109,16 +109,31 @@ def _is_stored(task: Batches, request: SimpleRequest, value: Any, store: bool) -
     return (store or isinstance(value, Exception)) and not ignored(task, request)
 
 
-def tell_revoked(task: Batches, request: SimpleRequest) -> None:
-    """Tells that a call expired before it could run, as Celery's workers do."""
+def tell_revoked(task: Batches, request: SimpleRequest, reason: str) -> bool:
+    """Tells that a call will not run, as Celery's workers do; a chord that it is a part of fails.
+
+    Args:
+        task: The batch task.
+        request: The call.
+        reason: "revoked" or "expired".
+
+    Returns:
+        Whether a state was stored.
+    """
     store = not ignored(task, request) or task.store_errors_even_if_ignored
+    logger.info("Discarding %s task: %s[%s]", reason, request.name, request.id)
     with _current(task, request.context):
         task.backend.mark_as_revoked(
-            request.id, "expired", request=request.context, store_result=store
+            request.id, reason, request=request.context, store_result=store
         )
     signals.task_revoked.send(
-        sender=task, request=request.context, terminated=False, signum=None, expired=True
+        sender=task,
+        request=request.context,
+        terminated=False,
+        signum=None,
+        expired=reason == "expired",
     )
+    return bool(store)
 
 
 def is_transient(task: Batches, exc: Exception) -> bool:
@@ -190,9 +205,12 @@ def settled(task: Batches, requests: Sequence[SimpleRequest]) -> list[SimpleRequ
 def _is_final(meta: dict[str, Any], request: SimpleRequest) -> bool:
     """Whether a stored state is a call's final one.
 
-    One that is older than the call is that of another one, which had the same id.
+    One that is older than the call is that of another one, which had the same id. REVOKED of what
+    was revoked is told again: Celery stores it by itself, and tells no chord.
     """
     if meta.get("status") not in states.READY_STATES:
+        return False
+    if request.attempts.revoked and meta["status"] == states.REVOKED:
         return False
     told, since = meta.get("date_done"), request.enqueued_at
     if told is None or since is None:

@@ -137,6 +137,24 @@ class Runner:
             raise outcome
         return outcome
 
+    def discard(self, lease: Lease, patience: float) -> None:
+        """Tells of requests that a cancel leased that they were revoked, and forgets them.
+
+        Those of which it cannot be told now wait for a worker that tells it later.
+
+        Args:
+            lease: What a cancel leased.
+            patience: Seconds to tell again for while the result backend cannot be reached.
+        """
+        batch, hopeless = self._open(lease)
+        batch.patience = patience
+        try:
+            self._sift(batch, hopeless)
+            self._settle(batch)
+        except Exception:
+            self._put_back(batch, UNTOLD_DELAY_MS)
+            raise
+
     def fail(self, group: str, token: str, exc: Exception) -> None:
         """Fails what a run that Celery ended has not decided, as Celery fails a single task.
 
@@ -267,11 +285,19 @@ class Runner:
         for request, exc in hopeless:
             batch.give_up(request, exc)
         if not ran:
-            expired = [request for request in batch.requests if request.is_expired()]
-            for request in expired:
-                completion.tell_revoked(task, request)
-            batch.leave_out(expired)
+            discarded = [(request, _why_not(request)) for request in batch.requests]
+            for request, reason in discarded:
+                if reason is not None:
+                    batch.revoke(request, reason)
+            batch.leave_out([request for request, reason in discarded if reason is not None])
             completion.tell_started(task, batch.requests)
+
+
+def _why_not(request: SimpleRequest) -> str | None:
+    """Returns why a request is not to be run any more, if so, in Celery's words."""
+    if request.attempts.revoked:
+        return "revoked"
+    return "expired" if request.is_expired() else None
 
 
 def _decode(claimed: Claimed, accept: Any) -> tuple[Envelope, Exception | None]:
@@ -280,6 +306,8 @@ def _decode(claimed: Claimed, accept: Any) -> tuple[Envelope, Exception | None]:
         envelope = decode(claimed.envelope, accept)
     except BatchesError as exc:
         return Envelope(), exc
+    if claimed.attempts.revoked:
+        return envelope, None
     if claimed.attempts.lost:
         return envelope, WorkerLostError(
             "the worker died, and acks_late=False forbids a second run"

@@ -11,7 +11,7 @@ from celery.utils.functional import head_from_fun
 from celery.utils.time import get_exponential_backoff_interval
 from kombu.utils.uuid import uuid
 
-from redis_batches import worker
+from redis_batches import remote, worker
 from redis_batches.backends import watch_app
 from redis_batches.batch import Batch, running
 from redis_batches.config import (
@@ -29,6 +29,7 @@ from redis_batches.model import Bells, Group, Trigger, Verb
 from redis_batches.options import check_call
 from redis_batches.producer import Hop, SentEvents, usual_destination
 from redis_batches.request import SimpleRequest
+from redis_batches.revoke import BatchResult
 from redis_batches.runner import RUNNING, Runner
 from redis_batches.runtime import Runtime, runtime_of
 
@@ -85,6 +86,7 @@ class Batches(Task):  # type: ignore[type-arg]
         super().on_bound(app)
         watch_app(app)
         worker.install(app, cls)
+        remote.install(app)
 
     # -- calling
 
@@ -134,6 +136,12 @@ class Batches(Task):  # type: ignore[type-arg]
         return super().apply_async(
             args, kwargs, task_id or uuid(), producer, link, link_error, shadow, **options
         )
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> BatchResult:  # noqa: N802
+        """Returns the result of a call, with a `revoke` that needs no worker."""
+        app: Any = self._get_app()  # type: ignore[attr-defined]
+        options = {"backend": self.backend, "task_name": self.name, "app": app, **kwargs}
+        return BatchResult(task_id, **options)
 
     def flush(self) -> int:
         """Runs what waits now, full or not; returns how many batches were asked for."""

@@ -1,0 +1,186 @@
+"""Revoking in one process: what is told, what may fail, and what a worker's commands answer."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery, signals, states
+from celery.exceptions import Ignore
+from celery.worker import state as worker_state
+from celery.worker.control import Panel
+
+from redis_batches import SimpleRequest, batched_task, remote
+from redis_batches.codec import Envelope, encode, read_headers
+from redis_batches.errors import StoreError
+from redis_batches.store import Store
+from tests.properties.inprocess import InProcess, in_process
+
+
+def returns(requests: list[SimpleRequest]) -> list[int]:
+    return [1] * len(requests)
+
+
+@pytest.fixture
+def here() -> Iterator[InProcess]:
+    """A task in this process."""
+    with in_process(returns, 4) as made:
+        yield made
+
+
+class Timer:
+    """Keeps what a worker would do later."""
+
+    def __init__(self) -> None:
+        self.entries: list[Any] = []
+
+    def call_after(self, seconds: float, fun: Any, args: Any = (), kwargs: Any = None) -> None:
+        """Keeps one."""
+        self.entries.append(lambda: fun(*args, **(kwargs or {})))
+
+
+class Worker:
+    """What a command gets of its worker."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.consumer = self
+        self.timer = Timer()
+
+
+@pytest.fixture
+def worker(here: InProcess, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """A worker of the app, whose commands are those of this package."""
+    monkeypatch.setattr(Panel, "data", dict(Panel.data))
+    made = Worker(here.task.app)
+    remote.RevokeStep(made)
+    return made
+
+
+def test_the_signal_is_sent(here: InProcess) -> None:
+    """As Celery's workers send it; and what is claimed without being run sends it, too."""
+    seen: list[dict[str, Any]] = []
+
+    def note(**fields: Any) -> None:
+        seen.append(fields)
+
+    signals.task_revoked.connect(note)
+    try:
+        here.task.delay().revoke()
+    finally:
+        signals.task_revoked.disconnect(note)
+    (fields,) = seen
+    assert (fields["sender"].name, fields["terminated"]) == (here.task.name, False)
+    assert (fields["signum"], fields["expired"]) == (None, False)
+
+
+def test_a_revoke_that_is_not_accepted_raises() -> None:
+    """Redis cannot be reached."""
+    app = Celery("nowhere", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.update(redis_batches_url="redis://127.0.0.1:1/0", redis_batches_retries=0)
+    batched_task(app=app, name="nowhere", shared=False)(returns)
+
+    with pytest.raises(StoreError):
+        app.tasks["nowhere"].AsyncResult("some-id").revoke()
+
+
+def test_what_cannot_be_told_is_not_undone(
+    here: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result backend is down: the request waits, and whoever claims it tells."""
+    monkeypatch.setattr("redis_batches.revoke.TELL_PATIENCE", 0.0)
+    result = here.task.delay()
+    with monkeypatch.context() as down:
+        down.setattr(here.task.backend, "store_result", refuse)
+        result.revoke()
+    assert (result.state, here.task.stats()["delayed"]) == (states.PENDING, 1)
+
+    store = here.task.inspector._store
+    (group,) = store.groups()
+    here.bells = [store.promote(group, [], here.task.trigger)]
+    store.client.zadd(store.keys.resolve("delayed"), {f"{group}:{result.id}": 0})
+    here.bells = [store.promote(group, [result.id], here.task.trigger)]
+    with pytest.raises(Ignore):
+        here.answer()
+    assert result.state == states.REVOKED
+    assert here.task.stats()["acked"] == 1
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise ConnectionRefusedError("the result backend is down")
+
+
+def test_an_outcome_that_was_told_stays(here: InProcess) -> None:
+    """The run died before it acked: the revoke came too late."""
+    result = here.task.delay()
+    store = here.task.inspector._store
+    (group,) = store.groups()
+    lease = store.claim(group, here.task.trigger, force=True)
+    here.task.backend.mark_as_failure(result.id, ValueError("told"))
+    store.reclaim(lease.token, group, here.task.trigger, seen_dead=True)
+    result.revoke()
+
+    assert result.state == states.FAILURE
+    assert here.task.stats()["waiting"] == 0
+
+
+def test_a_copy_without_its_task_only_asks_the_workers(here: InProcess) -> None:
+    """As any other result does."""
+    result = pickle.loads(pickle.dumps(here.task.delay()))
+    result.app = Celery("other", broker="memory://", set_as_current=False)
+    result.revoke()
+
+    assert here.task.stats()["waiting"] == 1
+
+
+def test_a_command_waits_for_redis(
+    here: InProcess, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again until it is done, and Celery does not store REVOKED meanwhile."""
+    result = here.task.delay()
+    with monkeypatch.context() as down:
+        down.setattr(Store, "cancel", lambda *_, **__: (_ for _ in ()).throw(StoreError("down")))
+        assert "cannot be reached" in Panel.data["revoke"](worker, result.id)["ok"]
+    assert (result.state, here.task.stats()["waiting"]) == (states.PENDING, 1)
+
+    worker.timer.entries.pop()()
+    assert (result.state, here.task.stats()["waiting"]) == (states.REVOKED, 0)
+    assert result.id in worker_state.revoked
+    worker_state.revoked.clear()
+
+
+def test_a_search_goes_on_when_redis_is_back(
+    here: InProcess, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its beginning; it takes the stamps as the command line gives them, too."""
+    result = here.task.apply_async(stamped_headers=["tenant"], tenant="a")
+    with monkeypatch.context() as down:
+        down.setattr(Store, "cancel", lambda *_, **__: (_ for _ in ()).throw(StoreError("down")))
+        Panel.data["revoke_by_stamped_headers"](worker, ["tenant=a"])
+    worker_state.revoked_stamps.clear()
+    assert result.state == states.PENDING
+    while worker.timer.entries:
+        worker.timer.entries.pop()()
+
+    assert result.state == states.REVOKED
+
+
+def test_the_commands_are_put_in_front_once(worker: Worker) -> None:
+    """A worker makes its steps anew at each connection."""
+    before = dict(Panel.data)
+    remote.RevokeStep(worker)
+
+    assert Panel.data == before
+
+
+@pytest.mark.parametrize("data", [b"", b"1", b"1\n[]", b"1{\n[]", b"1[]\n[]", b"9{}\n[]"])
+def test_headers_that_cannot_be_read_are_none(data: bytes) -> None:
+    """A search does not stop at them."""
+    assert read_headers(data) == {}
+
+
+def test_headers_are_read_without_the_body() -> None:
+    """Whatever its serializer is."""
+    assert read_headers(encode(Envelope({"stamps": {"a": 1}}), "json")) == {"stamps": {"a": 1}}

@@ -18,7 +18,6 @@ from redis_batches.lease import Lease
 from redis_batches.model import Bells, Outcome, Verb
 from redis_batches.request import SimpleRequest
 from redis_batches.results import CHUNK
-from redis_batches.scripts import chunked
 
 if TYPE_CHECKING:
     from redis_batches.task import Batches
@@ -146,7 +145,7 @@ class Batch:
         seconds = self.task.default_retry_delay if countdown is None else countdown
         reason: Any = Retry(exc=exc, when=seconds)  # type: ignore[arg-type]
         told = self._tell(
-            request, reason, lambda: completion.tell_retry(self.task, request, reason)
+            request, reason, lambda: completion.tell_retry(self.task, request, reason, self.confirm)
         )
         if told is not None:
             delay_ms = max(round(seconds * 1000), 0)
@@ -313,7 +312,7 @@ class Batch:
         if self.lease is None:
             return None
         try:
-            self._confirm()
+            self.confirm()
             return tell()
         except BaseException:
             self._open[request.id] = request
@@ -328,19 +327,22 @@ class Batch:
         """
         if self.lease is None:
             return
-        final = (pair for pair in outcomes if self._is_plain_and_final(*pair))
-        for chunk in chunked(final, CHUNK):
-            self._confirm()
+        final = [pair for pair in outcomes if self._is_plain_and_final(*pair)]
+        while chunk := final[:CHUNK]:
+            self.confirm()
             try:
                 told = self._patiently(partial(self._try_together, chunk, store))
             except Exception as exc:
-                if completion.is_transient(self.task, exc):
+                if completion.is_transient(self.task, exc) or isinstance(exc, LeaseLost):
                     raise
                 logger.warning("batch %s tells its outcomes one by one: %r", self.token, exc)
                 return
             for request in told:
                 del self._open[request.id]
                 self._finished.append(request.id)
+            # Large ones go out in parts; if none did, they can only be told one by one.
+            rest = [pair for pair in chunk if pair[0].id in self._open] if told else []
+            final = rest + final[CHUNK:]
 
     def _is_plain_and_final(self, request: SimpleRequest, value: Any) -> bool:
         if not completion.is_plain(request):
@@ -353,7 +355,8 @@ class Batch:
     def _try_together(
         self, outcomes: Sequence[tuple[SimpleRequest, Any]], store: bool
     ) -> list[SimpleRequest]:
-        return completion.tell_together(self.task, outcomes, store=store)
+        tell = partial(completion.tell_together, self.task, outcomes, self.confirm, store=store)
+        return completion.again(tell)
 
     def _forget(self, request: SimpleRequest, stored: bool | None) -> None:
         """Notes a told request as finished; at once where nothing else would tell a second run."""
@@ -369,18 +372,20 @@ class Batch:
         try:
             self._patiently(lambda: completion.go_on(task, request, value))
             return self._patiently(
-                lambda: completion.tell_success(task, request, value, store=store)
+                lambda: completion.tell_success(task, request, value, self.confirm, store=store)
             )
         except Exception as exc:
             if completion.is_transient(task, exc):
                 raise
             logger.error("%s[%s] cannot tell its result: %r", request.name, request.id, exc)
             failure = exc
-        return self._patiently(lambda: completion.tell_failure(task, request, failure))
+        return self._patiently(
+            lambda: completion.tell_failure(task, request, failure, self.confirm)
+        )
 
     def _tell_failure(self, request: SimpleRequest, exc: Exception) -> bool | None:
         def tell() -> bool:
-            return completion.tell_failure(self.task, request, exc)
+            return completion.tell_failure(self.task, request, exc, self.confirm)
 
         return self._tell(request, exc, lambda: self._patiently(tell))
 
@@ -398,7 +403,7 @@ class Batch:
             sleep(pause)
             pause = min(2 * pause, 2.0)
 
-    def _confirm(self) -> None:
+    def confirm(self) -> None:
         """Raises LeaseLost unless this run holds its requests for long enough to tell of one."""
         lease = self.lease
         if lease is None:

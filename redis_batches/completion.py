@@ -6,11 +6,12 @@ part of a chord: see `celery.app.trace`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from functools import partial
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery import group, signals, signature, states
 from celery._state import _task_stack  # type: ignore[attr-defined]
@@ -22,13 +23,15 @@ from celery.utils.serialization import get_pickleable_exception
 from kombu.exceptions import OperationalError
 
 from redis_batches.request import SimpleRequest
-from redis_batches.results import CHUNK, Gathering, can_gather, reader
+from redis_batches.results import CHUNK, Changed, Confirm, Gathering, can_gather, states_of
+from redis_batches.results import store as store_state
 from redis_batches.scripts import chunked
 
 if TYPE_CHECKING:
     from redis_batches.task import Batches
 
 logger = get_task_logger(__name__)
+_T = TypeVar("_T")
 
 
 def go_on(task: Batches, request: SimpleRequest, value: Any) -> None:
@@ -38,54 +41,64 @@ def go_on(task: Batches, request: SimpleRequest, value: Any) -> None:
             _go_on(task, request.context, value)
 
 
-def tell_success(task: Batches, request: SimpleRequest, value: Any, *, store: bool) -> bool:
+def tell_success(
+    task: Batches, request: SimpleRequest, value: Any, confirm: Confirm, *, store: bool
+) -> bool:
     """Stores a result, and counts it as a part of its chord.
 
     Args:
         task: The batch task.
         request: The call.
         value: Its result.
+        confirm: Raises LeaseLost if another run tells the call's outcome.
         store: Whether the value is stored, if the call does not ignore its result.
 
     Returns:
         Whether a state was stored that a second run could find.
     """
     store = store and not ignored(task, request)
-    if store or request.embed:
+    backend, guarded = task.backend, store and can_gather(task.backend)
+    if guarded:
+        store_state(backend, request.id, value, states.SUCCESS, confirm, request=request.context)
+    if request.embed or (store and not guarded):
         with _current(task, request.context):
-            task.backend.mark_as_done(request.id, value, request.context, store)
+            backend.mark_as_done(request.id, value, request.context, store and not guarded)
     return store
 
 
 def tell_together(
-    task: Batches, outcomes: Sequence[tuple[SimpleRequest, Any]], *, store: bool
+    task: Batches, outcomes: Sequence[tuple[SimpleRequest, Any]], confirm: Confirm, *, store: bool
 ) -> list[SimpleRequest]:
     """Tells results, and exceptions for failures, with as few round trips as possible.
 
     Args:
         task: The batch task.
         outcomes: At most `results.CHUNK` calls on which nothing hangs (`is_plain`).
+        confirm: Raises LeaseLost if another run tells the calls' outcomes.
         store: Whether values are stored, if a call does not ignore its result.
 
     Returns:
-        The calls that were told. Any other has an outcome that cannot be stored.
+        The calls that were told. If it is none of them, their outcomes cannot be stored together.
+
+    Raises:
+        Changed: Somebody else told one of them.
     """
     stored = [outcome for outcome in outcomes if _is_stored(task, *outcome, store)]
     told = [request for request, value in outcomes if not _is_stored(task, request, value, store)]
     if not stored or not can_gather(task.backend):
         return told
-    gathering = Gathering(task.backend, [request.id for request, _ in stored])
     extended = task.app.conf.result_extended
-    for request, value in stored:
-        try:
-            _note(gathering, request, value, extended)
-        except Exception as exc:
-            logger.debug("%s[%s] cannot be told with others: %r", request.name, request.id, exc)
-            continue
-        told.append(request)
-        if gathering.is_full:
-            gathering.send()
-    gathering.send()
+    with Gathering(task.backend, [request.id for request, _ in stored], confirm) as gathering:
+        for request, value in stored:
+            try:
+                _note(gathering, request, value, extended)
+            except Exception as exc:
+                logger.debug("%s[%s] cannot be told with others: %r", request.name, request.id, exc)
+                continue
+            told.append(request)
+            if gathering.is_full:
+                break
+        gathering.send()
     return told
 
 
@@ -142,26 +155,40 @@ def is_transient(task: Batches, exc: Exception) -> bool:
     return isinstance(exc, errors)
 
 
-def tell_failure(task: Batches, request: SimpleRequest, exc: Exception) -> bool:
+def tell_failure(task: Batches, request: SimpleRequest, exc: Exception, confirm: Confirm) -> bool:
     """Stores a failure, fails the rest of the chain and the chord, and calls errbacks.
+
+    Args:
+        task: The batch task.
+        request: The call.
+        exc: Why it failed.
+        confirm: Raises LeaseLost if another run tells the call's outcome.
 
     Returns:
         Whether a state was stored that a second run could find.
     """
     store = not ignored(task, request) or task.store_errors_even_if_ignored
+    failure: Any = get_pickleable_exception(exc)
+    more: dict[str, Any] = {"traceback": traceback_of(exc), "request": request.context}
+    # With a chain Celery stores its other steps as failed, too.
+    guarded = store and can_gather(task.backend) and not (request.embed or {}).get("chain")
+    if guarded:
+        store_state(task.backend, request.id, failure, states.FAILURE, confirm, **more)
     with _current(task, request.context):
         task.backend.mark_as_failure(
-            request.id,
-            get_pickleable_exception(exc),
-            traceback_of(exc),
-            request=request.context,
-            store_result=store,
+            request.id, failure, store_result=store and not guarded, **more
         )
     return bool(store)
 
 
-def tell_retry(task: Batches, request: SimpleRequest, reason: Retry) -> bool:
+def tell_retry(task: Batches, request: SimpleRequest, reason: Retry, confirm: Confirm) -> bool:
     """Stores that the call will be retried, and why.
+
+    Args:
+        task: The batch task.
+        request: The call.
+        reason: Why.
+        confirm: Raises LeaseLost if another run tells the call's outcome.
 
     Returns:
         Whether a state was stored.
@@ -169,26 +196,43 @@ def tell_retry(task: Batches, request: SimpleRequest, reason: Retry) -> bool:
     if ignored(task, request):
         return False
     cause = reason.exc if isinstance(reason.exc, Exception) else reason
-    task.backend.mark_as_retry(
-        request.id,
-        get_pickleable_exception(cause),
-        traceback_of(cause),
-        request=request.context,
-    )
+    retried: Any = get_pickleable_exception(cause)
+    more: dict[str, Any] = {"traceback": traceback_of(cause), "request": request.context}
+    if can_gather(task.backend):
+        store_state(task.backend, request.id, retried, states.RETRY, confirm, **more)
+    else:
+        task.backend.mark_as_retry(request.id, retried, **more)
     return True
 
 
-def tell_started(task: Batches, requests: Sequence[SimpleRequest]) -> None:
-    """Stores that calls run, if the task has `track_started`."""
+def tell_started(task: Batches, requests: Sequence[SimpleRequest], confirm: Confirm) -> None:
+    """Stores that calls run, if the task has `track_started`.
+
+    Args:
+        task: The batch task.
+        requests: The calls.
+        confirm: Raises LeaseLost if another run tells their outcomes.
+    """
     if not task.track_started:
         return
     stored = [request for request in requests if not ignored(task, request)]
     for chunk in chunked(stored, CHUNK):
-        results = reader(task.backend, [request.id for request in chunk])
-        for request in chunk:
+        again(partial(_tell_started, task, chunk, confirm))
+
+
+def _tell_started(task: Batches, requests: Sequence[SimpleRequest], confirm: Confirm) -> None:
+    with states_of(task.backend, [request.id for request in requests], confirm) as found:
+        for request in requests:
             meta = {"hostname": request.hostname}
-            results.note(request.id, meta, states.STARTED, request=request.context)
-        results.send()
+            found.note(request.id, meta, states.STARTED, request=request.context)
+        found.send()
+
+
+def again(tell: Callable[[], _T]) -> _T:
+    """Tells until nobody else told one of the calls between reading and storing its state."""
+    while True:
+        with suppress(Changed):
+            return tell()
 
 
 def settled(task: Batches, requests: Sequence[SimpleRequest]) -> list[SimpleRequest]:
@@ -197,8 +241,8 @@ def settled(task: Batches, requests: Sequence[SimpleRequest]) -> list[SimpleRequ
         return []
     found = []
     for chunk in chunked((r for r in requests if not ignored(task, r)), CHUNK):
-        results = reader(task.backend, [request.id for request in chunk])
-        found += [request for request in chunk if _is_final(results.meta(request.id), request)]
+        with states_of(task.backend, [request.id for request in chunk]) as stored:
+            found += [request for request in chunk if _is_final(stored.meta(request.id), request)]
     return found
 
 

@@ -1,17 +1,25 @@
-"""Stores the results of a batch in two round trips, where the result backend is Redis.
+"""Stores the states of calls together, and only while their run holds its lease.
 
 Celery's own code decides what is stored: its `store_result` runs for each call, on a twin of the
 backend whose client answers from what one MGET found, and only notes what it shall write. Then all
 of it goes out in one transaction.
+
+A run may be paused between any two of its steps, and another one may tell its calls meanwhile. So
+the transaction watches what was read, and the lease is confirmed in between: either it was lost, or
+nobody else has told anything since, or the transaction fails. Other backends than Redis have no
+such guard: there a state is stored right after the lease was confirmed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from celery.backends.redis import RedisBackend
+from redis.exceptions import WatchError
+
+Confirm: TypeAlias = Callable[[], object]
 
 #: Calls whose states are read and stored together, and bytes after which no more join them.
 CHUNK = 500
@@ -24,16 +32,50 @@ def can_gather(backend: Any) -> bool:
     return type(backend) is RedisBackend and not getattr(backend, "always_retry", True)
 
 
-def reader(backend: Any, ids: Sequence[str]) -> OneByOne | Gathering:
-    """Returns what reads and stores the states of at most `CHUNK` calls, together if it can be."""
-    return Gathering(backend, ids) if can_gather(backend) else OneByOne(backend)
+class Changed(Exception):
+    """Somebody else stored a state meanwhile: nothing was stored, and it is to be read again."""
+
+
+def states_of(
+    backend: Any, ids: Sequence[str], confirm: Confirm | None = None
+) -> OneByOne | Gathering:
+    """Returns what reads and stores the states of calls, together if the backend can do that.
+
+    Args:
+        backend: A result backend.
+        ids: The calls, at most `CHUNK`.
+        confirm: Raises LeaseLost if their run may tell nothing any more.
+    """
+    if can_gather(backend):
+        return Gathering(backend, ids, confirm)
+    return OneByOne(backend, confirm)
+
+
+def store(
+    backend: Any, task_id: str, result: Any, state: str, confirm: Confirm | None, **more: Any
+) -> None:
+    """Stores one state, as `Backend.store_result` does, unless the lease was lost."""
+    while True:
+        try:
+            with states_of(backend, [task_id], confirm) as found:
+                found.note(task_id, result, state, **more)
+                found.send()
+        except Changed:
+            continue
+        return
 
 
 class OneByOne:
     """Reads and stores the states of calls as any backend can."""
 
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
+    def __init__(self, backend: Any, confirm: Confirm | None = None) -> None:
+        self._backend, self._confirm = backend, confirm
+
+    def __enter__(self) -> OneByOne:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def meta(self, task_id: str) -> dict[str, Any]:
         """Returns what is stored for a call."""
@@ -42,6 +84,8 @@ class OneByOne:
 
     def note(self, task_id: str, result: Any, state: str, **more: Any) -> None:
         """Stores a state."""
+        if self._confirm is not None:
+            self._confirm()
         self._backend.store_result(task_id, result, state, **more)
 
     def send(self) -> None:
@@ -54,14 +98,30 @@ class Gathering:
     Args:
         backend: A result backend that `can_gather`.
         ids: The calls whose states may be read or stored, at most `CHUNK`.
+        confirm: Raises LeaseLost if their run may tell nothing any more.
     """
 
-    def __init__(self, backend: Any, ids: Iterable[str]) -> None:
+    def __init__(self, backend: Any, ids: Iterable[str], confirm: Confirm | None = None) -> None:
         keys = [backend.get_key_for_task(task_id) for task_id in ids]
-        found = backend.mget(keys)
-        self._backend = backend
+        self._confirm = confirm
+        self._pipe = backend.client.pipeline()
+        try:
+            if confirm is not None:
+                self._pipe.watch(*keys)
+                found = self._pipe.mget(keys)
+            else:
+                found = backend.mget(keys)
+        except BaseException:
+            self._pipe.reset()
+            raise
         self._client = _Client(dict(zip(keys, found, strict=True)))
         self._twin = _twin(backend, self._client)
+
+    def __enter__(self) -> Gathering:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe.reset()
 
     @property
     def is_full(self) -> bool:
@@ -82,16 +142,21 @@ class Gathering:
         self._twin.store_result(task_id, result, state, **more)
 
     def send(self) -> None:
-        """Stores what was noted, all of it or nothing; tries again as long as Celery would."""
-        if self._client.noted:
-            self._backend.ensure(self._send, ())
-            self._client.noted, self._client.size = [], 0
+        """Stores what was noted, all of it or nothing, once.
 
-    def _send(self) -> None:
-        with self._backend.client.pipeline() as pipe:
-            for command in self._client.noted:
-                pipe.execute_command(*command)
-            pipe.execute()
+        Raises:
+            Changed: One of the states is another one by now.
+            LeaseLost: The run may tell nothing any more.
+        """
+        if self._confirm is not None:
+            self._confirm()
+            self._pipe.multi()
+        for command in self._client.noted:
+            self._pipe.execute_command(*command)
+        try:
+            self._pipe.execute()
+        except WatchError as exc:
+            raise Changed from exc
 
 
 class _Client:

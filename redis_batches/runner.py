@@ -290,7 +290,7 @@ class Runner:
                 if reason is not None:
                     batch.revoke(request, reason)
             batch.leave_out([request for request, reason in discarded if reason is not None])
-            completion.tell_started(task, batch.requests)
+            completion.tell_started(task, batch.requests, batch.confirm)
 
 
 def _why_not(request: SimpleRequest) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from typing import Any
 
@@ -10,11 +10,14 @@ import pytest
 import redis
 from celery import Celery, states
 from celery.backends.redis import RedisBackend
+from celery.exceptions import Retry
 
-from redis_batches import SimpleRequest, batched_task, completion
+from redis_batches import LeaseLost, SimpleRequest, batched_task, completion
+from redis_batches.batch import Batch
 from redis_batches.codec import Envelope
 from redis_batches.embedded import EmbeddedServer
-from redis_batches.model import Attempts, Claimed
+from redis_batches.lease import Lease
+from redis_batches.model import Attempts, Bells, Claimed, Trigger
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
 Outcomes = list[tuple[SimpleRequest, Any]]
@@ -125,18 +128,32 @@ def stored(cluster_server: EmbeddedServer, configuration: dict[str, Any]) -> Ite
     made.close()
 
 
+def hold() -> None:
+    """Confirms a lease that nobody takes away."""
+
+
+def tell_by_celery(task: Any, outcomes: Outcomes) -> None:
+    """Tells outcomes as Celery does, one by one."""
+    for request, value in outcomes:
+        if isinstance(value, Exception):
+            text = completion.traceback_of(value)
+            task.backend.mark_as_failure(request.id, value, text, request=request.context)
+        else:
+            task.backend.mark_as_done(request.id, value, request.context)
+
+
 def tell_one_by_one(task: Any, outcomes: Outcomes) -> None:
     """Tells outcomes as a function does that settles each request by itself."""
     for request, value in outcomes:
         if isinstance(value, Exception):
-            completion.tell_failure(task, request, value)
+            completion.tell_failure(task, request, value, hold)
         else:
-            completion.tell_success(task, request, value, store=True)
+            completion.tell_success(task, request, value, hold, store=True)
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: next(iter(c), "default"))
-def test_together_stores_what_one_by_one_stores(stored: Stored) -> None:
-    """The same keys, bytes, times to live and messages, in the same order."""
+def test_what_is_stored_is_what_celery_stores(stored: Stored) -> None:
+    """Together and one by one: the same keys, bytes, times to live and messages, in order."""
 
     def outcomes() -> Outcomes:
         return [
@@ -145,23 +162,26 @@ def test_together_stores_what_one_by_one_stores(stored: Stored) -> None:
             for column, headers in enumerate(HEADERS)
         ]
 
-    tell_one_by_one(stored.task, outcomes())
+    tell_by_celery(stored.task, outcomes())
     expected = stored.take()
-    told = completion.tell_together(stored.task, outcomes(), store=True)
+    tell_one_by_one(stored.task, outcomes())
+    assert stored.take() == expected
+    told = completion.tell_together(stored.task, outcomes(), hold, store=True)
 
     assert stored.take() == expected
     assert [request.id for request in told] == [request.id for request, _ in outcomes()]
     assert len(expected[0]) == len(expected[1]) == len(VALUES) * len(HEADERS)
 
 
-def test_it_takes_two_round_trips(stored: Stored) -> None:
-    """One to read what is stored, one transaction to store."""
+def test_it_takes_three_round_trips(stored: Stored) -> None:
+    """One to watch, one to read what is stored, one transaction to store."""
     outcomes = [(stored.request(str(number), {}), number) for number in range(100)]
     stored.take()
 
-    completion.tell_together(stored.task, outcomes, store=True)
+    completion.tell_together(stored.task, outcomes, hold, store=True)
 
-    assert stored.calls_of("mget", "exec", "setex", "publish", "get") == [1, 1, 100, 100, 0]
+    counts = stored.calls_of("watch", "mget", "exec", "setex", "publish", "get")
+    assert counts == [1, 1, 1, 100, 100, 0]
 
 
 def test_a_stored_success_stays(stored: Stored) -> None:
@@ -172,7 +192,7 @@ def test_a_stored_success_stays(stored: Stored) -> None:
         stored.task.backend.store_result(task_id, value, state)
     again = [(stored.request(task_id, {}), "new") for task_id, _ in old]
 
-    completion.tell_together(stored.task, again, store=True)
+    completion.tell_together(stored.task, again, hold, store=True)
 
     results = [stored.task.AsyncResult(task_id).result for task_id, _ in old]
     assert results == ["old", "new", "new"]
@@ -186,7 +206,7 @@ def test_what_cannot_be_stored_is_left_to_be_told_alone(stored: Stored) -> None:
         (stored.request("too", {}), 2),
     ]
 
-    told = completion.tell_together(stored.task, outcomes, store=True)
+    told = completion.tell_together(stored.task, outcomes, hold, store=True)
 
     assert [request.id for request in told] == ["good", "too"]
     assert len(stored.take()[0]) == 2
@@ -198,10 +218,61 @@ def test_large_results_go_out_in_parts(stored: Stored, monkeypatch: pytest.Monke
     outcomes = [(stored.request(str(number), {}), "x" * 10_000) for number in range(6)]
     stored.take()
 
-    told = completion.tell_together(stored.task, outcomes, store=True)
+    batch = Batch(stored.task, [request for request, _ in outcomes], Held())
+    batch.finish({request.id: value for request, value in outcomes})
 
-    assert len(told) == 6
     assert stored.calls_of("exec", "setex") == [3, 6]
+    assert batch.undecided == []
+
+
+class Held(Lease):
+    """A lease that nobody takes away."""
+
+    def __init__(self) -> None:
+        super().__init__(None, Trigger(1, 0), "token", "group", 1, 0, Bells("", "", 0, 0), ())  # type: ignore[arg-type]
+
+
+class Paused:
+    """Confirms a lease, is paused, and another run of the batch tells its outcome meanwhile."""
+
+    def __init__(self, stored: Stored, result: Any, state: str) -> None:
+        self._stored, self._outcome = stored, (result, state)
+        self._times = 0
+
+    def __call__(self) -> None:
+        self._times += 1
+        if self._times > 1:
+            raise LeaseLost("another worker runs its requests")
+        backend = self._stored.task.backend
+        backend.store_result("a", *self._outcome)
+
+
+OTHERS: list[tuple[Any, str]] = [(7, states.SUCCESS), (Unusual("other"), states.FAILURE)]
+
+
+@pytest.mark.parametrize(("result", "state"), OTHERS, ids=["success", "failure"])
+def test_a_run_that_was_paused_while_it_told_changes_nothing(
+    stored: Stored, result: Any, state: str
+) -> None:
+    """Else a caller whose call is done would read that it is to be retried, for ever."""
+    task, request = stored.task, stored.request("a", {})
+    tells: list[Callable[[Any], object]] = [
+        lambda confirm: completion.tell_retry(task, request, Retry(exc=raised("late")), confirm),
+        lambda confirm: completion.tell_failure(task, request, raised("late"), confirm),
+        lambda confirm: completion.tell_success(task, request, "late", confirm, store=True),
+        lambda confirm: completion.tell_started(task, [request], confirm),
+        lambda confirm: completion.again(
+            lambda: completion.tell_together(task, [(request, "late")], confirm, store=True)
+        ),
+    ]
+    task.track_started = True
+    for tell in tells:
+        with pytest.raises(LeaseLost):
+            tell(Paused(stored, result, state))
+
+        told = task.AsyncResult("a")
+        assert (told.state, repr(told.result)) == (state, repr(result))
+        stored.client.flushdb()
 
 
 def test_an_earlier_runs_states_are_read_together(stored: Stored) -> None:
@@ -226,7 +297,7 @@ def test_track_started_is_told_together(stored: Stored) -> None:
         stored.task.backend.store_result(request.id, meta, states.STARTED, request=request.context)
     expected = stored.take()
 
-    completion.tell_started(stored.task, requests)
+    completion.tell_started(stored.task, requests, hold)
 
     assert stored.calls_of("exec") == [1]
     assert stored.take() == expected
@@ -242,6 +313,6 @@ def test_a_backend_of_another_class_is_told_one_by_one(
 
     monkeypatch.setattr(stored.task.backend, "__class__", Own)
 
-    told = completion.tell_together(stored.task, [(stored.request("a", {}), 1)], store=True)
+    told = completion.tell_together(stored.task, [(stored.request("a", {}), 1)], hold, store=True)
 
     assert (told, stored.take()[0]) == ([], {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
@@ -35,14 +35,25 @@ def sender(cluster: Cluster, broker: str) -> Iterator[Celery]:
         "sender", broker=broker, backend=cluster.env["TEST_BACKEND"], set_as_current=False
     )
     yield made
-    made.backend.result_consumer.stop()
-    made.close()
+    forget(made)
 
 
-def store_of(cluster: Cluster, task: str) -> Store:
-    """Returns the store of a task."""
-    url = cluster.env.get("TEST_STORE", cluster.env["TEST_BROKER"])
-    return Store(redis.Redis.from_url(url), Settings(), task)
+def forget(app: Celery) -> None:
+    """Closes an app's connections; else each of its results asks a dead server at its end."""
+    consumer: Any = app.backend.result_consumer
+    consumer.stop()
+    consumer._pubsub = None
+    app.backend.client.connection_pool.disconnect()
+    app.close()
+
+
+@pytest.fixture
+def store_of(cluster: Cluster, broker: str) -> Iterator[Callable[[str], Store]]:
+    """Returns the store of a task by its name."""
+    url = cluster.env.get("TEST_STORE", broker)
+    with redis.Redis.from_url(url) as client:
+        yield lambda task: Store(client, Settings(), task)
+        client.connection_pool.disconnect()
 
 
 def is_empty(broker: str, queue: str = "celery") -> bool:
@@ -98,7 +109,7 @@ def test_calls_by_name_share_batches_with_direct_calls(
     assert [result.get(timeout=20) for result in results] == [2 * n for n in range(10)]
     assert [len(run["ids"]) for run in ledger()] == [10]
     wait_until(lambda: is_empty(broker), description="all acknowledged")
-    direct.close()
+    forget(direct)
 
 
 def test_calls_of_protocol_1_join_batches(cluster: Cluster, sender: Celery) -> None:
@@ -152,20 +163,22 @@ def test_chains_links_and_chords_of_names_go_on(cluster: Cluster, sender: Celery
     assert both.get(timeout=30) == 12
 
 
-def test_a_countdown_waits_in_redis(cluster: Cluster, broker: str, sender: Celery) -> None:
+def test_a_countdown_waits_in_redis(
+    cluster: Cluster, broker: str, sender: Celery, store_of: Callable[[str], Store]
+) -> None:
     """The message is acknowledged at once; the call does not run before its time."""
     cluster.worker()
 
     sent = time.time()
     result = sender.send_task(TELL, (1,), countdown=3)
-    store = store_of(cluster, TELL)
+    store = store_of(TELL)
     wait_until(lambda: store.stats()["delayed"] == 1, 2, description="it waits in Redis")
 
     assert result.get(timeout=20)["now"] >= sent + 3
 
 
 def test_a_message_that_is_delivered_again_runs_once(
-    cluster: Cluster, broker: str, sender: Celery
+    cluster: Cluster, broker: str, sender: Celery, store_of: Callable[[str], Store]
 ) -> None:
     """The worker stored it and died before its acknowledgement, while another one ran it."""
     first = cluster.worker(TEST_STOP_BEFORE_ACK="1")
@@ -178,7 +191,7 @@ def test_a_message_that_is_delivered_again_runs_once(
     deliver_again(broker)
 
     second.wait_for(f"{DOUBLE}[{result.id}] received")
-    store = store_of(cluster, DOUBLE)
+    store = store_of(DOUBLE)
     after = sender.send_task(DOUBLE, (2,))
     assert after.get(timeout=20) == 4
     assert arguments() == [1, 2]
@@ -209,10 +222,12 @@ def test_an_id_that_waits_is_kept(cluster: Cluster, broker: str, sender: Celery)
     assert is_empty(broker)
 
 
-def test_an_id_that_ran_may_be_called_again(cluster: Cluster, sender: Celery) -> None:
+def test_an_id_that_ran_may_be_called_again(
+    cluster: Cluster, sender: Celery, store_of: Callable[[str], Store]
+) -> None:
     """Also with the same arguments at once: it is no message that was delivered twice."""
     cluster.worker()
-    store = store_of(cluster, DOUBLE)
+    store = store_of(DOUBLE)
     for count in (1, 2, 3):
         publish_again = call(DOUBLE, 5)
         publish(str(sender.conf.broker_url), publish_again[0], {**publish_again[1], "id": "same"})
@@ -340,12 +355,14 @@ def test_a_full_backlog_is_drained_though_its_doorbells_wait_behind_what_is_held
     worker.wait_for("as many as redis_batches_max_pending")
 
 
-def test_a_long_queue_runs_while_it_arrives(cluster: Cluster, broker: str, sender: Celery) -> None:
+def test_a_long_queue_runs_while_it_arrives(
+    cluster: Cluster, broker: str, sender: Celery, store_of: Callable[[str], Store]
+) -> None:
     """Doorbells wait at its end; yet the pool has work before all of it has arrived."""
     for number in range(800):
         sender.send_task(FULL, (number,), ignore_result=True)
     cluster.worker(concurrency=1, TEST_MAX_PENDING="100000")
-    store = store_of(cluster, FULL)
+    store = store_of(FULL)
 
     first = wait_until(ledger, description="the first batch runs")[0]
     pushed = store.stats()["pushed"]

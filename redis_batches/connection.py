@@ -1,15 +1,21 @@
-"""From a URL to a client of Redis or Valkey that retries and times out as this package needs."""
+"""From a URL to a client of Redis or Valkey that retries and times out as this package needs.
+
+It is redis-py's, but a script's keys and fixed values are packed once, not at each call: for the
+30 arguments of a push that is a quarter of what redis-py itself takes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from time import monotonic
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.connection import parse_url
+from redis.connection import PythonRespSerializer, parse_url
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -21,12 +27,88 @@ _SCHEMES = {
     **{"redis+cluster": "redis", "rediss+cluster": "rediss"},
 }
 _CERT_REQS = {"cert_none": "none", "cert_optional": "optional", "cert_required": "required"}
+#: Seconds for which a connection is taken to be alive.
+WARM = 1.0
+#: Bytes above which redis-py sends a value without copying it.
+BUFFER_CUTOFF = 6000
 SCHEMES = ("redis", "rediss", "unix", *_SCHEMES)
 
 
 def scheme_of(url: str | None) -> str:
     """Returns the scheme of a URL, or "" if it has none."""
     return urlsplit(url or "").scheme
+
+
+class Packed:
+    """Several arguments of a command in the form in which Redis reads them.
+
+    See https://redis.io/docs/latest/develop/reference/protocol-spec/.
+    """
+
+    __slots__ = ("count", "data")
+
+    def __init__(self, arguments: Iterable[bytes | str | int]) -> None:
+        parts = [_packed(argument) for argument in arguments]
+        self.count, self.data = len(parts), b"".join(parts)
+
+
+class Packer(PythonRespSerializer):
+    """redis-py's own, which also takes commands whose first argument is `Packed`."""
+
+    def pack(self, *args: Any) -> list[bytes]:
+        """Returns the bytes of a command."""
+        if len(args) < 2 or type(args[1]) is not Packed:
+            found: list[bytes] = super().pack(*args)  # type: ignore[no-untyped-call]
+            return found
+        name, fixed, *rest = args
+        head = b"*%d\r\n%b%b" % (1 + fixed.count + len(rest), _packed(name), fixed.data)
+        return [head + b"".join(map(_packed, rest))]
+
+
+class Pool(redis.ConnectionPool):
+    """redis-py's own, which does not look after a connection that was in use a moment ago.
+
+    It asks the socket of each connection that it hands out whether the server has closed it, and
+    books it in and out, which takes a seventh of a push. A connection that was closed in that
+    moment is made anew by a retry.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._warm: deque[tuple[Any, float]] = deque()
+        super().__init__(*args, **kwargs)
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns a connection."""
+        try:
+            connection, released = self._warm.pop()
+        except IndexError:
+            return super().get_connection(*args, **kwargs)
+        if monotonic() - released < WARM:
+            return connection
+        super().release(connection)
+        return super().get_connection(*args, **kwargs)
+
+    def release(self, connection: Any) -> None:
+        """Takes a connection back."""
+        self._warm.append((connection, monotonic()))
+
+    def reset(self) -> None:
+        """Forgets all connections, as after a fork."""
+        self._warm.clear()
+        super().reset()
+
+
+class Client(redis.Redis):
+    """A client that takes `Packed` arguments."""
+
+    def run_packed(self, fixed: Packed, rest: Sequence[Any]) -> Any:
+        """Sends EVALSHA with some arguments that were packed before, and some that were not."""
+        return self.execute_command("EVALSHA", fixed, *rest)  # type: ignore[no-untyped-call]
+
+
+def _packed(argument: bytes | str | int) -> bytes:
+    data = argument if isinstance(argument, bytes) else str(argument).encode()
+    return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
 def is_redis_url(url: str | None) -> bool:
@@ -84,7 +166,9 @@ def connect(
         options["socket_keepalive"] = True
     if scheme_of(url) == "sentinel":
         return _connect_by_sentinel(url, options, sentinel or {})
-    return redis.Redis.from_url(normalize(url), **options)
+    encode = redis.ConnectionPool().get_encoder().encode
+    pool = Pool.from_url(normalize(url), command_packer=Packer(BUFFER_CUTOFF, encode), **options)
+    return Client.from_pool(pool)
 
 
 def drop_connections(client: redis.Redis) -> None:

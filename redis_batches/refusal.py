@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from time import monotonic, sleep
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from redis import exceptions
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
@@ -85,16 +84,31 @@ def passes_by_itself(exc: StoreError) -> bool:
     return word in _TRANSIENT or (lost and word is None)
 
 
-@contextmanager
-def translated(action: str) -> Iterator[None]:
-    """Turns redis-py's errors into this package's own, which say what to do."""
-    try:
-        yield
-    except RedisError as exc:
-        word = word_of(exc)
-        kind = OutOfMemory if word == "OOM" else StoreError
-        verb = "refused" if isinstance(exc, ResponseError) or word else "could not be reached"
-        advice = f" ({word}: {_ADVICE[word]})" if word in _ADVICE else ""
-        raise kind(f"Redis {verb} to {action}: {exc}{advice}") from exc
-    except RedisClusterException as exc:
-        raise StoreError(f"the cluster could not be reached to {action}: {exc}") from exc
+class translated:  # noqa: N801
+    """Turns redis-py's errors inside a `with` block into this package's own, which say what to do.
+
+    Args:
+        action: What was asked of Redis, as a verb.
+    """
+
+    def __init__(self, action: str) -> None:
+        self._action = action
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: Any, exc: BaseException | None, traceback: Any) -> None:
+        """Raises the package's own error for one of redis-py's."""
+        if isinstance(exc, RedisError):
+            raise _translation(self._action, exc) from exc
+        if isinstance(exc, RedisClusterException):
+            text = f"the cluster could not be reached to {self._action}: {exc}"
+            raise StoreError(text) from exc
+
+
+def _translation(action: str, exc: RedisError) -> StoreError:
+    word = word_of(exc)
+    kind = OutOfMemory if word == "OOM" else StoreError
+    verb = "refused" if isinstance(exc, ResponseError) or word else "could not be reached"
+    advice = f" ({word}: {_ADVICE[word]})" if word in _ADVICE else ""
+    return kind(f"Redis {verb} to {action}: {exc}{advice}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from hashlib import sha1
 from itertools import islice
 from pathlib import Path
@@ -17,13 +17,15 @@ from typing import Any, Protocol, TypeVar
 import redis
 from redis.exceptions import NoScriptError
 
-from redis_batches.connection import drop_connections
+from redis_batches.connection import Client, Packed, drop_connections
 from redis_batches.errors import ScriptReplyError
 from redis_batches.refusal import patiently, translated
 
 PRELUDE = "prelude"
 #: Values of one script call: requests of push, outcomes of release; ids of ack; and of cancel.
 PUSH_CHUNK = 500
+#: Bytes of the envelopes of one push, unless a single one is larger.
+PUSH_BYTES = 8_000_000
 ACK_CHUNK = 1000
 CANCEL_CHUNK = 100
 _T = TypeVar("_T")
@@ -64,6 +66,8 @@ class Script:
         keys: Names of the KEYS, in order.
         args: Names of the ARGV, in order, without a list at the end.
         rest: Name of the list that takes the ARGV behind these, or None.
+        source: What is sent if the server does not know the script.
+        sha: By which the server knows it.
     """
 
     def __init__(self, name: str, source: str, prelude: str) -> None:
@@ -73,18 +77,64 @@ class Script:
         self.args = tuple(slot for kind, _, more, slot in slots if kind == "ARGV" and not more)
         self.rest = next((slot for _, _, more, slot in slots if more), None)
         self.source = f"{prelude}\n{source}"
-        self._sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def __call__(
         self, client: redis.Redis, keys: Resolves, *, patience: float = 0, **values: Any
     ) -> list[Any]:
-        """Runs the script.
+        """Runs the script; see `BoundScript` for what it returns and raises.
 
         Args:
             client: A connection to Redis.
             keys: Knows the keys.
             patience: Seconds to ask again for, while Redis answers with what passes by itself.
             values: One value per ARGV slot, by name.
+        """
+        rest: Sequence[Any] = values.pop(self.rest, ()) if self.rest else ()
+        return self.bind(keys, **values)(client, rest, patience=patience)
+
+    def bind(self, keys: Resolves, **values: Any) -> BoundScript:
+        """Returns the script with all its values but the list at the end.
+
+        Args:
+            keys: Knows the keys.
+            values: One value per ARGV slot, by name.
+        """
+        group, token = values.get("group", ""), values.get("token", "")
+        names = [keys.resolve(name, group=group, token=token) for name in self.keys]
+        args = [values.pop(name) for name in self.args]
+        if values.keys() - {"group", "token"}:
+            raise TypeError(f"{self.name}.lua takes no {', '.join(values)}")
+        return BoundScript(self, len(names), [*names, *args])
+
+
+class BoundScript:
+    """A script with its keys and values: calls that differ only in the list at the end share it.
+
+    Args:
+        script: What is run.
+        number_of_keys: How many of the arguments are keys.
+        arguments: Keys, then values.
+    """
+
+    def __init__(self, script: Script, number_of_keys: int, arguments: Sequence[Any]) -> None:
+        self._name, self._source = script.name, script.source
+        self._sha, self._number_of_keys = script.sha, number_of_keys
+        self._arguments = tuple(arguments)
+
+    @cached_property
+    def _packed(self) -> Packed:
+        return Packed((self._sha, self._number_of_keys, *self._arguments))
+
+    def __call__(
+        self, client: redis.Redis, rest: Sequence[Any] = (), *, patience: float = 0
+    ) -> list[Any]:
+        """Runs the script.
+
+        Args:
+            client: A connection to Redis.
+            rest: The list at the end of ARGV.
+            patience: Seconds to ask again for, while Redis answers with what passes by itself.
 
         Returns:
             The reply: its first element, the word that says what happened, as text, the others as
@@ -94,24 +144,20 @@ class Script:
             StoreError: Redis could not be reached, or refused.
             ScriptReplyError: The answer has no script's shape; the connection is dropped.
         """
-        rest: Sequence[Any] = values.pop(self.rest, ()) if self.rest else ()
-        group, token = values.get("group", ""), values.get("token", "")
-        names = [keys.resolve(name, group=group, token=token) for name in self.keys]
-        args = [values.pop(name) for name in self.args]
-        if values.keys() - {"group", "token"}:
-            raise TypeError(f"{self.name}.lua takes no {', '.join(values)}")
 
         def ask() -> Any:
             try:
-                return client.evalsha(self._sha, len(names), *names, *args, *rest)
+                if type(client) is Client:
+                    return client.run_packed(self._packed, rest)
+                return client.evalsha(self._sha, self._number_of_keys, *self._arguments, *rest)
             except NoScriptError:
-                return client.eval(self.source, len(names), *names, *args, *rest)
+                return client.eval(self._source, self._number_of_keys, *self._arguments, *rest)
 
-        with translated(self.name):
+        with translated(self._name):
             reply = patiently(ask, patience, partial(drop_connections, client))
         if not isinstance(reply, list) or not reply or not isinstance(reply[0], bytes):
             drop_connections(client)
-            raise ScriptReplyError(f"{self.name} answered {reply!r}, which no script does")
+            raise ScriptReplyError(f"{self._name} answered {reply!r}, which no script does")
         return [reply[0].decode(), *reply[1:]]
 
 

@@ -7,6 +7,7 @@ nonces of its calls, everything else by the token of its run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 from uuid import uuid4
 
@@ -42,6 +43,7 @@ Clock: TypeAlias = Callable[[], str]
 
 #: Names of each kind that one sweep asks for.
 SWEEP_LIMIT = 500
+_STATUSES = {status.value.encode(): status for status in Status}
 _COUNTS = (
     ("hlen", "items"),
     ("hlen", "own"),
@@ -84,12 +86,15 @@ class Store:
         self._clock = clock
         self._patience = settings.timeout if patience is None else patience
         self._scripts = load_scripts()
+        # Pushes of a group differ in nothing but their requests.
+        self._bind_push = lru_cache(maxsize=64)(partial(self._scripts["push"].bind, self.keys))
 
     def run(self, script: str, **values: Any) -> list[Any]:
         """Runs one script with this task's keys and the clock."""
-        return self._scripts[script](
-            self.client, self.keys, patience=self._patience, now_ms=self._clock(), **values
-        )
+        found = self._scripts[script]
+        rest = values.pop(found.rest, ()) if found.rest else ()
+        bind = self._bind_push if script == "push" else partial(found.bind, self.keys)
+        return bind(now_ms=self._clock(), **values)(self.client, rest, patience=self._patience)
 
     def push(
         self, group: Group, trigger: Trigger, requests: Sequence[Outgoing], caller: str = ""
@@ -121,7 +126,7 @@ class Store:
         if word != "pushed" or len(statuses) != len(requests):
             raise ScriptReplyError(f"push answered {reply!r}")
         bells = Bells(group.id, group.route, signals, int(now_ms))
-        return Pushed(bells, tuple(Status(text(status)) for status in statuses))
+        return Pushed(bells, tuple([_STATUSES[status] for status in statuses]))
 
     def claim(
         self,

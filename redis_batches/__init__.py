@@ -11,6 +11,7 @@ from redis_batches.errors import (
     OutOfMemory,
     PayloadTooLarge,
     StoreError,
+    UnusableCall,
 )
 from redis_batches.request import SimpleRequest
 from redis_batches.task import Batches
@@ -27,5 +28,6 @@ __all__ = [
     "PayloadTooLarge",
     "SimpleRequest",
     "StoreError",
+    "UnusableCall",
     "batched_task",
 ]

@@ -2,7 +2,8 @@
 
 Code written for celery-batches calls the result backend itself. Taken literally that would store a
 result and no more: links would not be called, chains and chords would hang. So the three methods
-of each backend instance look first whether the id is a request of a batch that runs here.
+of each backend instance look first whether the id is a request of a batch that runs here. And a
+Redis backend does not subscribe to the result of a batch task's call before somebody waits for it.
 """
 
 from __future__ import annotations
@@ -16,30 +17,32 @@ from celery.app.task import Context
 from celery.exceptions import Retry
 
 from redis_batches.batch import Batch, running
+from redis_batches.lateresult import WATCHED, is_watched, listens_late
+from redis_batches.producer import Hop
 from redis_batches.request import SimpleRequest
-
-_MARK = "_redis_batches_watched"
 
 
 def watch_app(app: Any) -> None:
     """Watches every backend instance that the app makes from now on; each thread gets its own."""
     make = app._get_backend
-    if getattr(make, _MARK, False):
+    if is_watched(make):
         return
 
     def make_watched() -> Any:
         return watch(make())
 
-    setattr(make_watched, _MARK, True)
+    setattr(make_watched, WATCHED, True)
     app._get_backend = make_watched
 
 
 def watch(backend: Any) -> Any:
     """Watches one backend instance, once; returns it."""
-    if not getattr(backend, _MARK, False):
+    if not is_watched(backend):
         for name, settle in _SETTLERS.items():
             setattr(backend, name, _watched(getattr(backend, name), settle))
-        setattr(backend, _MARK, True)
+        if listens_late(backend):
+            backend.on_task_call = _without_batch_tasks(backend.on_task_call)
+        setattr(backend, WATCHED, True)
     return backend
 
 
@@ -58,6 +61,16 @@ def _watched(original: Callable[..., Any], settle: Callable[..., Any]) -> Callab
         return None
 
     return mark
+
+
+def _without_batch_tasks(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a batch task's call go out without a subscription: its result subscribes when asked."""
+
+    @wraps(original)
+    def on_task_call(producer: Any, task_id: str) -> Any:
+        return None if isinstance(producer, Hop) else original(producer, task_id)
+
+    return on_task_call
 
 
 def _succeed(batch: Batch, request: SimpleRequest, value: Any, given: dict[str, Any]) -> None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from kombu.exceptions import OperationalError
 
 
 class BatchesError(Exception):
-    """The base of every error that redis_batches raises on its own."""
+    """The base of every error that redis_batches raises on its own.
+
+    Attributes:
+        accepted: Of `delay_many` and `apply_async_many`: the results of the calls that were stored
+            before, in order; all others were not, but those of a script call whose reply was lost.
+    """
+
+    accepted: tuple[Any, ...] = ()
 
 
 class ServerNotFound(BatchesError):
@@ -79,6 +87,22 @@ class InvalidTaskId(RequestError):
             f"task_id {task_id!r} is not usable: 1 to 128 characters of A-Z a-z 0-9 _ . : - "
             "are allowed"
         )
+
+
+class UnusableCall(RequestError):
+    """One call of many cannot become a request; `__cause__` says why.
+
+    Attributes:
+        index: Its place among the calls; the first is 0.
+        stored: How many calls before it were stored.
+    """
+
+    def __init__(self, index: int, stored: int, cause: Exception) -> None:
+        super().__init__(
+            f"call {index} cannot become a request: {cause}; {stored} calls before it were stored"
+        )
+        self.index = index
+        self.stored = stored
 
 
 class DuplicateTaskId(RequestError):

@@ -6,10 +6,11 @@ remembers where the message would go, and a producer whose `publish` pushes into
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import timezone
 from itertools import count
 from time import sleep
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from celery.backends.rpc import RPCBackend
@@ -18,7 +19,8 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu import Queue
 
 from redis_batches import messages
-from redis_batches.codec import encode
+from redis_batches.codec import Envelope, encode
+from redis_batches.committer import Committed, Lot
 from redis_batches.config import check_task_id
 from redis_batches.doorbell import ring
 from redis_batches.errors import BacklogFull, DuplicateTaskId, PayloadTooLarge, StoreError
@@ -37,6 +39,28 @@ _OF_THE_MESSAGE = {
     *("declare", "delivery_mode", "retry", "retry_policy", "timeout", "confirm_timeout"),
     *("expiration", "mandatory", "immediate"),
 }
+
+
+class Made(NamedTuple):
+    """What Celery made of a call.
+
+    Attributes:
+        task_id: The id.
+        envelope: Headers and body.
+        serializer: Of the body.
+        compression: Of the body.
+        group: Where it waits.
+        eta_ms: Unix time in ms before which it must not run, or None.
+        priority: Of the doorbell that it causes.
+    """
+
+    task_id: str
+    envelope: Envelope
+    serializer: str | None
+    compression: str | None
+    group: Group
+    eta_ms: int | None
+    priority: int | None
 
 
 class Hop:
@@ -60,7 +84,7 @@ class Hop:
         self._producer = producer
         self._router: Any = router
         self._destination: dict[str, Any] = {}
-        self._retry: PublishRetry | None = None
+        self.retry: PublishRetry | None = None
 
     def route(self, options: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Routes as the app's router does, and remembers the answer for the doorbell."""
@@ -68,7 +92,7 @@ class Hop:
         routed: dict[str, Any] = router.route(options, *args, **kwargs)
         check_routed(routed)
         self._destination = destination(self._app, routed)
-        self._retry = PublishRetry.of(self._app.conf, routed)
+        self.retry = PublishRetry.of(self._app.conf, routed)
         return routed
 
     @property
@@ -124,47 +148,90 @@ class Hop:
             priority=priority,
             properties={k: v for k, v in properties.items() if k not in _OF_THE_MESSAGE},
         )
-        data = encode(envelope, serializer, compression)
+        group, eta_ms = Group.of(self._destination), _eta_ms(self._app, headers)
+        self._take(Made(task_id, envelope, serializer, compression, group, eta_ms, priority))
+
+    def _take(self, made: Made) -> None:
+        """Stores what Celery made of the call."""
+        task = self._task
+        data = encode(made.envelope, made.serializer, made.compression)
         limit = runtime_of(self._app).settings.max_payload
         if len(data) > limit:
             raise PayloadTooLarge(len(data), limit)
-        self._push(Outgoing(task_id, self._nonce, _eta_ms(self._app, headers), data), priority)
-
-    def _push(self, request: Outgoing, priority: int | None) -> None:
-        task, runtime = self._task, runtime_of(self._app)
+        request = Outgoing(made.task_id, self._nonce, made.eta_ms, data)
         batch = task.running_batch(request.id)
-        pushed = self._store(request, batch.token if batch else "")
-        status = pushed.statuses[0]
-        if status is Status.FULL:
-            raise BacklogFull(task.name, runtime.settings.max_pending, [request.id])
-        if status is Status.DUPLICATE:
-            raise DuplicateTaskId(request.id)
-        if batch:
+        if batch or self._producer or self.retry is not None:
+            caller = batch.token if batch else ""
+            pushed = push(task, made.group, [request], self.retry, caller)
+            done = Committed(pushed.statuses[0], pushed.bells)
+        else:
+            done = commit(task, made.group, made.priority, request)
+        if batch and done.status not in (Status.FULL, Status.DUPLICATE):
             batch.requeued(request.id)
-        ring(self._app, task.name, pushed.bells, priority=priority, producer=self._producer)
-
-    def _store(self, request: Outgoing, caller: str) -> Pushed:
-        """Pushes, and again if that fails, as the call's `retry` and `retry_policy` say."""
-        task, retry, runtime = self._task, self._retry, runtime_of(self._app)
-        group = Group.of(self._destination)
-        if retry is None:
-            return runtime.store(task.name).push(group, task.trigger, [request], caller)
-        store = runtime.single_try_store(task.name)
-        for retries in count():
-            try:
-                return store.push(group, task.trigger, [request], caller)
-            except StoreError as exc:
-                pause = retry.pause(retries) if passes_by_itself(exc) else None
-                if pause is None:
-                    raise
-                if retry.errback is not None:
-                    retry.errback(exc, pause)
-            sleep(pause)
-        raise AssertionError("unreachable")
+        finish(task, request.id, done, made.priority, self._producer)
 
     def _listens(self, reply_to: str | None) -> bool:
         """Whether somebody reads replies there: only the rpc backend, or where the caller said."""
         return reply_to != self._app.thread_oid or isinstance(self._task.backend, RPCBackend)
+
+
+def push(
+    task: Batches,
+    group: Group,
+    requests: Sequence[Outgoing],
+    retry: PublishRetry | None,
+    caller: str = "",
+) -> Pushed:
+    """Pushes requests, and again if that fails, as `retry` and `retry_policy` of a call say.
+
+    Args:
+        task: The batch task.
+        group: Where they wait.
+        requests: At most 500.
+        retry: How often and when; None: as the connection does by itself.
+        caller: Token of the batch that they are called from, if any.
+    """
+    runtime = runtime_of(task.app)
+    if retry is None:
+        return runtime.store(task.name).push(group, task.trigger, requests, caller)
+    store = runtime.single_try_store(task.name)
+    for retries in count():
+        try:
+            return store.push(group, task.trigger, requests, caller)
+        except StoreError as exc:
+            pause = retry.pause(retries) if passes_by_itself(exc) else None
+            if pause is None:
+                raise
+            if retry.errback is not None:
+                retry.errback(exc, pause)
+        sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def producer_of(app: Any, options: Mapping[str, Any]) -> Any:
+    """Returns the kombu producer that a caller chose for its doorbells, or None."""
+    if options.get("connection") is not None:
+        return app.amqp.Producer(options["connection"], auto_declare=False)
+    return options.get("producer") or options.get("publisher")
+
+
+def commit(task: Batches, group: Group, priority: int | None, request: Outgoing) -> Committed:
+    """Stores a request, together with what other threads call meanwhile."""
+    lot = Lot(group, task.trigger, priority)
+    return runtime_of(task.app).committer(task.name).commit(lot, request)
+
+
+def finish(
+    task: Batches, task_id: str, done: Committed, priority: int | None, producer: Any = None
+) -> None:
+    """Rings if that is this caller's part, and raises what became of its request."""
+    if done.bells is not None and done.bells.count:
+        ring(task.app, task.name, done.bells, priority=priority, producer=producer)
+    if done.status is Status.FULL:
+        limit = runtime_of(task.app).settings.max_pending
+        raise BacklogFull(task.name, limit, [task_id])
+    if done.status is Status.DUPLICATE:
+        raise DuplicateTaskId(task_id)
 
 
 class SentEvents:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from celery.result import AsyncResult
 from celery.utils.log import get_task_logger
 
 from redis_batches.batch import TELL_PATIENCE
 from redis_batches.canceller import Canceller
+from redis_batches.lateresult import LateResult
 from redis_batches.lease import Lease
 from redis_batches.model import Place
 from redis_batches.runner import Runner
@@ -63,7 +63,7 @@ def _canceller(task: Batches, store: Store | None) -> Canceller:
     return Canceller(store or runtime_of(task.app).store(task.name), task.trigger, discard)
 
 
-class BatchResult(AsyncResult):  # type: ignore[type-arg]
+class BatchResult(LateResult):
     """The result of one call of a batch task; `revoke` needs no worker for what waits."""
 
     def __init__(

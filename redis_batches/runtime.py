@@ -11,6 +11,7 @@ from typing import Any
 import redis
 from celery.exceptions import ImproperlyConfigured
 
+from redis_batches.committer import Committer
 from redis_batches.config import HEARTBEATS_PER_LEASE, Settings
 from redis_batches.connection import SCHEMES, connect, is_redis_url, scheme_of
 from redis_batches.errors import OptionError
@@ -37,6 +38,7 @@ class Runtime:
         self._single_try_client: redis.Redis | None = None
         self._heartbeat: Heartbeat | None = None
         self._stores: dict[str, Store] = {}
+        self._committers: dict[str, Committer] = {}
 
     @cached_property
     def settings(self) -> Settings:
@@ -71,7 +73,7 @@ class Runtime:
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._client, self._sweeping_client, self._single_try_client = None, None, None
-            self._heartbeat, self._stores = None, {}
+            self._heartbeat, self._stores, self._committers = None, {}, {}
 
     def store(self, task: str) -> Store:
         """Returns the store of a task."""
@@ -79,6 +81,13 @@ class Runtime:
         if task not in self._stores:
             self._stores[task] = Store(client, self.settings, task)
         return self._stores[task]
+
+    def committer(self, task: str) -> Committer:
+        """Returns what the threads of this process share to push requests of a task."""
+        self._after_fork()
+        found = self._committers.get(task)
+        # Two threads may come first at once: both take the one that is kept.
+        return found or self._committers.setdefault(task, Committer(self.store(task).push))
 
     def sweeping_store(self, task: str) -> Store:
         """Returns a store that rather gives up than keeps a worker's event loop waiting."""

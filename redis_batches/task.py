@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,6 +15,7 @@ from kombu.utils.uuid import uuid
 from redis_batches import remote, worker
 from redis_batches.backends import watch_app
 from redis_batches.batch import Batch, running
+from redis_batches.bulk import Bulk, pairs_of
 from redis_batches.config import (
     check_function,
     check_name,
@@ -24,10 +26,11 @@ from redis_batches.config import (
     make_trigger,
 )
 from redis_batches.doorbell import MARKER, ring
+from redis_batches.fastpath import FastPath
 from redis_batches.inspector import Inspector
 from redis_batches.model import Bells, Group, Trigger, Verb
 from redis_batches.options import check_call
-from redis_batches.producer import Hop, SentEvents, usual_destination
+from redis_batches.producer import Hop, SentEvents, producer_of, usual_destination
 from redis_batches.request import SimpleRequest
 from redis_batches.revoke import BatchResult
 from redis_batches.runner import RUNNING, Runner
@@ -35,6 +38,7 @@ from redis_batches.runtime import Runtime, runtime_of
 
 #: Doorbells that `flush` rings for one group.
 MAX_FORCED = 16
+_PLAIN_ARGS, _PLAIN_KWARGS = (tuple, type(None)), (dict, type(None))
 
 
 class Batches(Task):  # type: ignore[type-arg]
@@ -79,6 +83,7 @@ class Batches(Task):  # type: ignore[type-arg]
             check_name("the task's name", self.name)
         self.function = self.run
         self.run = self._enter  # type: ignore[method-assign]
+        self._fast_path = FastPath(self)
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
@@ -114,15 +119,18 @@ class Batches(Task):  # type: ignore[type-arg]
             TypeError: The arguments do not fit the signature that the task has as `typing`.
             StoreError: Redis could not be reached; it is a `kombu` `OperationalError`.
         """
+        if task_id is None and not (options or producer or link or link_error or shadow):
+            plain = type(args) in _PLAIN_ARGS and type(kwargs) in _PLAIN_KWARGS
+            call = (args or (), kwargs or {})
+            if plain and (template := self._fast_path.template(*call)) is not None:
+                return self._fast_path.call(template, *call)
         app: Any = self.app
         check_call(self, options)
         if task_id is not None:
             check_task_id(task_id)
         if not app.conf.task_always_eager:
-            connection = options.pop("connection", None)
-            producer = producer or options.pop("publisher", None)
-            if connection is not None:
-                producer = app.amqp.Producer(connection, auto_declare=False)
+            chosen = {name: options.pop(name, None) for name in ("connection", "publisher")}
+            producer = producer_of(app, {**chosen, "producer": producer})
             hop = Hop(
                 self,
                 own_id=task_id is None,
@@ -136,6 +144,38 @@ class Batches(Task):  # type: ignore[type-arg]
         return super().apply_async(
             args, kwargs, task_id or uuid(), producer, link, link_error, shadow, **options
         )
+
+    def delay_many(self, calls: Iterable[Any]) -> list[Any]:
+        """Calls the task many times, 500 calls per script call; see `apply_async_many`.
+
+        Args:
+            calls: Each a tuple of positional or a mapping of keyword arguments; any number.
+        """
+        return self.apply_async_many(pairs_of(calls))
+
+    def apply_async_many(self, pairs: Iterable[Any], **options: Any) -> list[Any]:
+        """Calls the task many times with the same options, 500 calls per script call.
+
+        The calls are read as they are stored. If `pairs` itself raises, those that were read since
+        the last script call are not stored.
+
+        Args:
+            pairs: (args, kwargs) of each call; any number.
+            options: Of `apply_async`, but those that belong to one call, such as `task_id`.
+
+        Returns:
+            The result of each call, in order.
+
+        Raises:
+            OptionError: An option cannot hold for all calls.
+            UnusableCall: One call cannot be serialized, or is too large; it says which, and
+                nothing of its script call was stored.
+            BacklogFull: Too many requests wait.
+            StoreError: Redis could not be reached, or refused; as all these errors it says in
+                `accepted` what was stored.
+        """
+        check_call(self, options)
+        return Bulk(self, options).send(pairs)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> BatchResult:  # noqa: N802
         """Returns the result of a call, with a `revoke` that needs no worker."""

@@ -189,13 +189,16 @@ def test_settings_come_from_an_object_with_a_namespace() -> None:
     assert runtime_of(app).settings.lease == 12
 
 
+@pytest.mark.parametrize("backend", [None, "redis://127.0.0.1:1/1"])
+@pytest.mark.parametrize("options", [{}, {"countdown": 1}], ids=["plain", "options"])
 def test_a_server_that_is_down_is_an_operational_error(
-    monkeypatch: pytest.MonkeyPatch,
+    backend: str | None, options: dict[str, Any]
 ) -> None:
     """The error that Celery's own delay() raises, within a bounded time."""
-    app = Celery("down", broker="redis://127.0.0.1:1/0", set_as_current=False)
+    url = "redis://127.0.0.1:1/0"
+    app = Celery("down", broker=url, backend=backend, set_as_current=False)
     app.conf.redis_batches_retries = 1
     task = batched_task(10, 1, app=app)(function)
 
     with pytest.raises(OperationalError, match="could not be reached to push"):
-        task.delay()
+        task.apply_async((1,), **options)

@@ -30,6 +30,9 @@ def test_the_blocks_run_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
     program["count_click"].apply_async(kwargs={"url": "http://example.com"}, ignore_result=True)
     assert program["count_click"].stats()["waiting"] == 1
+    program["import_clicks"]([{"url": "http://example.com"}] * 2)
+    assert program["count_click"].stats()["waiting"] == 3
+    assert program["translate"].stats()["waiting"] == 2
     assert program["translate"]("deux") == "two"
     with pytest.raises(KeyError):
         program["translate"]("trois")

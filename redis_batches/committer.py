@@ -1,0 +1,210 @@
+"""Group commit: calls that come while a script call is out share the next one.
+
+Whoever finds nobody at work leads: it sends its own request with those that wait already, tells
+their callers, and hands over to the next one that waits. So a lone caller never waits for another,
+and a caller is told as soon as its own request's fate is known.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from redis_batches.errors import BatchesError
+from redis_batches.model import Bells, Group, Outgoing, Pushed, Status, Trigger
+from redis_batches.scripts import PUSH_BYTES, PUSH_CHUNK
+
+#: Seconds after which those that wait look whether there still is a leader.
+LOOK_AGAIN = 1.0
+
+
+class Lot(NamedTuple):
+    """What requests have in common that may share a script call.
+
+    Attributes:
+        group: Where they wait.
+        trigger: When a batch of them is due.
+        priority: Of the doorbells that they cause.
+    """
+
+    group: Group
+    trigger: Trigger
+    priority: int | None
+
+
+class Committed(NamedTuple):
+    """What became of a request.
+
+    Attributes:
+        status: What the script said of it.
+        bells: The flush signal, for the caller that led; None for the others.
+    """
+
+    status: Status
+    bells: Bells | None
+
+
+class _Ticket:
+    """A request and the thread or greenlet that waits for its fate."""
+
+    __slots__ = ("error", "gate", "gone", "lot", "request", "status", "unshared")
+
+    def __init__(self, lot: Lot, request: Outgoing) -> None:
+        self.lot = lot
+        self.request = request
+        self.status: Status | None = None
+        self.error: BatchesError | None = None
+        #: Released when it is told its fate, or to lead; None: it never waited.
+        self.gate: Any = None
+        #: Whether it shares no script call any more, because one failed in an unknown way.
+        self.unshared = False
+        #: Whether its caller has left.
+        self.gone = False
+
+    @property
+    def told(self) -> bool:
+        return self.status is not None or self.error is not None
+
+
+class Committer:
+    """Pushes the requests that the threads and greenlets of a process make of one task.
+
+    Args:
+        push: Stores up to 500 requests of a group; it may be sent twice without harm.
+    """
+
+    def __init__(self, push: Callable[[Group, Trigger, Sequence[Outgoing]], Pushed]) -> None:
+        self._push = push
+        # Held for moments, never while anything is sent.
+        self._mutex = threading.Lock()
+        self._leader: _Ticket | None = None
+        self._sent: list[_Ticket] = []
+        self._waiting: deque[_Ticket] = deque()
+        self._inside: set[int] = set()
+
+    def commit(self, lot: Lot, request: Outgoing) -> Committed:
+        """Stores a request; returns when its own fate is known.
+
+        Raises:
+            StoreError: Redis could not be reached, or refused.
+            ScriptReplyError: Redis answered what no script does.
+        """
+        me = threading.get_ident()
+        if me in self._inside:
+            # A signal handler or a finalizer that interrupted this very thread: it cannot wait.
+            pushed = self._push(lot.group, lot.trigger, [request])
+            return Committed(pushed.statuses[0], pushed.bells)
+        ticket, bells = _Ticket(lot, request), None
+        self._inside.add(me)
+        try:
+            try:
+                if self._wait_for_turn(ticket):
+                    bells = self._lead(ticket)
+            finally:
+                self._leave(ticket)
+        finally:
+            # Even if a signal's exception broke into `_leave`.
+            ticket.gone = True
+            self._inside.discard(me)
+        if ticket.error is not None:
+            raise ticket.error
+        assert ticket.status is not None
+        return Committed(ticket.status, bells)
+
+    def _wait_for_turn(self, ticket: _Ticket) -> bool:
+        """Returns whether the ticket leads; else it has been told its fate."""
+        with self._mutex:
+            if self._leader is None:
+                self._leader = ticket
+                return True
+            # Looked up now: gevent may have put its own there.
+            ticket.gate = threading.Lock()
+            ticket.gate.acquire()
+            self._waiting.append(ticket)
+        while not ticket.gate.acquire(timeout=LOOK_AGAIN):
+            if self._take_over(ticket):
+                break
+        return not ticket.told
+
+    def _take_over(self, ticket: _Ticket) -> bool:
+        """Leads if the leader went without handing over; returns whether the wait is over."""
+        with self._mutex:
+            if ticket.told or self._leader is ticket:
+                return True
+            if self._leader is None or self._leader.gone:
+                self._drop(ticket)
+                self._sent, self._leader = [], ticket
+                return True
+            if ticket not in self._waiting and ticket not in self._sent:
+                self._waiting.append(ticket)
+            return False
+
+    def _lead(self, ticket: _Ticket) -> Bells | None:
+        """Sends what waits with the leader's own request, and notes the fate of each."""
+        self._sent = sent = [ticket]
+        if self._waiting:
+            with self._mutex:
+                sent += self._take(ticket)
+        try:
+            pushed = self._push(ticket.lot.group, ticket.lot.trigger, [t.request for t in sent])
+        except BatchesError as exc:
+            ticket.error = exc
+            for other in sent[1:]:
+                other.error = _copy(exc)
+            return None
+        except Exception:
+            # One of the requests may be the cause, and it need not be the leader's.
+            for other in sent[1:]:
+                other.unshared = True
+            raise
+        for other, status in zip(sent, pushed.statuses, strict=True):
+            other.status = status
+        return pushed.bells
+
+    def _take(self, leader: _Ticket) -> list[_Ticket]:
+        """Takes the requests that share a script call with the leader's, oldest first."""
+        taken: list[_Ticket] = []
+        if leader.unshared:
+            return taken
+        size, left = len(leader.request.envelope), deque[_Ticket]()
+        for ticket in self._waiting:
+            larger = size + len(ticket.request.envelope)
+            fits = len(taken) + 1 < PUSH_CHUNK and larger <= PUSH_BYTES
+            if fits and ticket.lot == leader.lot and not ticket.unshared:
+                taken.append(ticket)
+                size = larger
+            else:
+                left.append(ticket)
+        self._waiting = left
+        return taken
+
+    def _leave(self, ticket: _Ticket) -> None:
+        """Goes: a leader tells those that it sent for, and hands over to the next."""
+        ticket.gone = True
+        with self._mutex:
+            if self._leader is not ticket:
+                self._drop(ticket)
+                return
+            sent, self._sent = self._sent[1:], []
+            # They have no fate if the leader was interrupted: they are sent again.
+            again = [other for other in sent if not (other.told or other.gone)]
+            self._waiting.extendleft(reversed(again))
+            self._leader = self._waiting.popleft() if self._waiting else None
+            for other in sent:
+                if other.told:
+                    other.gate.release()
+            if self._leader is not None:
+                self._leader.gate.release()
+
+    def _drop(self, ticket: _Ticket) -> None:
+        if not ticket.told and ticket in self._waiting:
+            self._waiting.remove(ticket)
+
+
+def _copy(exc: BatchesError) -> BatchesError:
+    """Returns an error of the same kind: threads that raise the same one garble its traceback."""
+    copy = type(exc)(*exc.args)
+    copy.__cause__ = exc
+    return copy

@@ -1,0 +1,80 @@
+"""The result of a call: it listens to a Redis result backend from the first wait on, not before.
+
+Celery subscribes to a result at each call, which costs as much as the call itself. `get()` and
+`join()` subscribe, too, and then read what is stored: they need no earlier subscription. `then()`
+does not read, so here it does.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from celery.app import app_or_default
+from celery.backends.base import Backend
+from celery.backends.redis import RedisBackend
+from celery.result import AsyncResult
+from vine import promise
+
+if TYPE_CHECKING:
+    _Base = AsyncResult[Any]
+else:
+    # Celery 5.5 cannot subscript it.
+    _Base = AsyncResult
+
+WATCHED = "_redis_batches_watched"
+
+
+class LateResult(_Base):
+    """An `AsyncResult` that listens late; what only a wait needs is made at the first one."""
+
+    def __init__(
+        self,
+        id: str,
+        backend: Any = None,
+        task_name: str | None = None,
+        app: Any = None,
+        parent: Any = None,
+    ) -> None:
+        if id is None:
+            raise ValueError("a result needs the id of its call")
+        # As the base class, but for `on_ready`, a promise: half of the time that it takes.
+        self.app = app or self.app or app_or_default()
+        self.id = id
+        self.backend = backend or self.app.backend
+        self.parent = parent
+        self._cache = None
+        self._ignored = False
+
+    @cached_property
+    def on_ready(self) -> Any:  # type: ignore[override]
+        """Called when the result is there."""
+        return promise(self._on_fulfilled, weak=True)  # type: ignore[attr-defined]
+
+    def __del__(self) -> None:
+        """Stops waiting, if anybody ever waited."""
+        backend = self.__dict__.get("backend")
+        if backend is not None and ("on_ready" in self.__dict__ or not is_watched(backend)):
+            backend.remove_pending_result(self)
+
+    def then(self, callback: Any, on_error: Any = None, weak: bool = False) -> Any:
+        """Calls back when the result is there, also if it came before anybody listened."""
+        promise = super().then(callback, on_error, weak)
+        if listens_late(self.backend) and not self.ignored:
+            self._get_task_meta()  # type: ignore[attr-defined]
+        return promise
+
+
+def is_watched(backend: Any) -> bool:
+    """Whether a backend instance knows batch tasks; see `redis_batches.backends`."""
+    return bool(getattr(backend, WATCHED, False))
+
+
+def listens_late(backend: Any) -> bool:
+    """Whether a backend subscribes at each call, which can wait for the first wait."""
+    return bool(type(backend).on_task_call is RedisBackend.on_task_call)
+
+
+def needs_no_word(backend: Any) -> bool:
+    """Whether a backend need not be told of a call: the rpc backend declares its queue."""
+    return listens_late(backend) or type(backend).on_task_call is Backend.on_task_call

@@ -13,6 +13,7 @@ class Sizes:
     """How much of everything: requests, or samples of the latency."""
 
     calls: int
+    in_bulk: int
     in_memory: int
     drained_by_ours: int
     drained_by_theirs: int
@@ -20,10 +21,20 @@ class Sizes:
 
 
 FULL = Sizes(
-    calls=5_000, in_memory=20_000, drained_by_ours=20_000, drained_by_theirs=5_000, samples=200
+    calls=5_000,
+    in_bulk=50_000,
+    in_memory=20_000,
+    drained_by_ours=20_000,
+    drained_by_theirs=5_000,
+    samples=200,
 )
 QUICK = Sizes(
-    calls=1_000, in_memory=2_000, drained_by_ours=5_000, drained_by_theirs=1_000, samples=50
+    calls=1_000,
+    in_bulk=20_000,
+    in_memory=2_000,
+    drained_by_ours=5_000,
+    drained_by_theirs=1_000,
+    samples=50,
 )
 
 
@@ -50,6 +61,7 @@ FIGURES = (
     Figure("delay", ".delay(), 1 thread", "calls per second"),
     Figure("delay_results", "same, Redis result backend", "calls per second"),
     Figure("delay_threads", ".delay(), 16 threads", "calls per second"),
+    Figure("bulk", "delay_many(), theirs .delay()", "calls per second"),
     Figure("drain", "drain, 2 processes", "requests per second"),
     Figure("drain_results", "same, a result per request", "requests per second"),
     Figure("memory", "memory", "bytes per waiting request", more_is_better=False),
@@ -74,6 +86,12 @@ def delay_results(side: Side, sizes: Sizes) -> dict[str, float]:
 def delay_threads(side: Side, sizes: Sizes) -> dict[str, float]:
     """Calls from 16 threads."""
     return _named("delay_threads", side.call("threads", "count_page", sizes.calls))
+
+
+def bulk(side: Side, sizes: Sizes) -> dict[str, float]:
+    """Calls from one thread that has them all at once."""
+    count = sizes.in_bulk if side.name == "ours" else sizes.calls
+    return _named("bulk", side.call("bulk", "count_page", count))
 
 
 def memory(side: Side, sizes: Sizes) -> dict[str, float]:
@@ -102,6 +120,7 @@ STEPS: tuple[Step, ...] = (
     delay,
     delay_results,
     delay_threads,
+    bulk,
     memory,
     drain,
     drain_results,

@@ -11,14 +11,18 @@ import random
 import signal
 import sys
 import time
+from itertools import zip_longest
 from threading import Event
 from typing import Any
 
+from redis_batches import BatchesError
 from tests.chaos import tasks
 from tests.chaos.ledger import Log
 
 #: Calls that are announced together.
-GROUP = 10
+GROUP = 30
+#: How many groups are called at once.
+BULK_SHARE = 0.3
 #: How often each task is called, by its short name.
 WEIGHTS = {"square": 35, "count": 35, "fetch": 20, "limited": 10}
 #: How often the calls of a task are in trouble, by the trouble.
@@ -53,6 +57,9 @@ class Producer:
             self._log.write(
                 {"call": key, "task": task, "number": number} for key, task, number, _ in group
             )
+            if self._dice.random() < BULK_SHARE:
+                self._log.write(self._call_many(group), sync=False)
+                continue
             for call in group:
                 quiet = (time.monotonic() - began) % (RUSH + QUIET) > RUSH
                 if self.stopped.wait(1 / (QUIET_RATE if quiet else self._rate)):
@@ -67,6 +74,20 @@ class Producer:
         shares = [1 - sum(troubles.values()), *troubles.values()]
         (trouble,) = self._dice.choices(["", *troubles], shares)
         return f"{self._name}-{self._made}", task, self._dice.randrange(1000), trouble
+
+    def _call_many(self, group: list[tuple[str, str, int, str]]) -> list[dict[str, Any]]:
+        """Makes the calls of a group at once, task by task; an error says what was accepted."""
+        lines = []
+        for task in {task for _, task, _, _ in group}:
+            calls = [(key, number, trouble) for key, its, number, trouble in group if its == task]
+            try:
+                results, error = getattr(tasks, task).delay_many(calls), ""
+            except BatchesError as exc:
+                results, error = exc.accepted, f"{type(exc).__name__}: {exc}"
+            for (key, _, _), result in zip_longest(calls, results):
+                task_id = result.id if result else None
+                lines.append({"call": key, "task_id": task_id, "error": "" if task_id else error})
+        return lines
 
     def _call(self, key: str, task: str, number: int, trouble: str) -> dict[str, Any]:
         own_id = None if self._dice.random() < 0.5 else key

@@ -59,6 +59,7 @@ class Batch:
         self._open = {request.id: request for request in requests}
         self._finished: list[str] = []
         self._given_back: list[Outcome] = []
+        self._plans: dict[tuple[type, int], dict[str, Any] | None] = {}
         self._ending = False
         self.patience = TELL_PATIENCE
         for request in self.requests:
@@ -243,7 +244,11 @@ class Batch:
         Returns:
             Whether it will run again.
         """
-        plan = self.task.autoretry_plan(exc, request.retries)
+        # Those that failed together wait together: jitter must not scatter a batch.
+        failure = (type(exc), request.retries)
+        if failure not in self._plans:
+            self._plans[failure] = self.task.autoretry_plan(exc, request.retries)
+        plan = self._plans[failure]
         if plan is None:
             self.fail(request, exc)
             return False

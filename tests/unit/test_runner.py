@@ -10,7 +10,8 @@ import pytest
 from celery import Celery, signals, states
 from celery.exceptions import Ignore, Retry, WorkerLostError
 
-from redis_batches import OptionError, SimpleRequest
+from redis_batches import LeaseLost, OptionError, SimpleRequest
+from redis_batches.errors import BatchesError
 from redis_batches.sweeper import Served, Sweeper
 from redis_batches.worker import batch_tasks
 from tests.conftest import Clock
@@ -302,3 +303,120 @@ def test_flush_asks_for_everything_and_fills_no_broker() -> None:
 
         assert here.task.stats()["acked"] == 101
         assert results[-1].result == 100
+
+
+# -- One outcome per request
+
+
+def test_a_request_has_one_outcome() -> None:
+    """The first."""
+
+    def function(requests: list[SimpleRequest]) -> list[str]:
+        requests[0].succeed("first")
+        requests[0].fail(Wrong())
+        return ["second"]
+
+    with in_process(function, 1) as here:
+        result = here.task.delay()
+        answer(here)
+
+        assert (result.state, result.result) == (states.SUCCESS, "first")
+        assert here.task.stats()["acked"] == 1
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([1], "a list of 1 results for a batch of 2 requests"),
+        ({"nobody": 1}, "the key 'nobody'"),
+        ("text", "returned str"),
+    ],
+    ids=["length", "key", "type"],
+)
+def test_results_of_nobody_are_an_error(returned: Any, message: str) -> None:
+    """That is told to every caller of the batch."""
+
+    def function(requests: list[SimpleRequest]) -> Any:
+        return returned
+
+    with in_process(function, 2) as here:
+        results = [here.task.delay() for _ in range(2)]
+        with pytest.raises(BatchesError, match=message):
+            here.answer()
+
+        assert [result.state for result in results] == [states.FAILURE] * 2
+
+
+def test_a_retry_may_have_fewer_tries_than_its_task(clock: Clock) -> None:
+    """As in Celery, `max_retries` of a call of `retry()` counts."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        here.task.retry(exc=Wrong(), max_retries=0)
+
+    with in_process(function, 1, max_retries=5) as here:
+        result = here.task.delay()
+        answer(here)
+
+        assert result.state == states.FAILURE
+
+
+def test_a_run_that_lost_its_lease_tells_nobody(clock: Clock) -> None:
+    """Another worker runs its requests: their callers get that one's results."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        lease = requests[0].batch.lease
+        store.reclaim(lease.token, lease.group, here.task.trigger, seen_dead=True)
+        lease.extend()
+        with pytest.raises(LeaseLost):
+            requests[0].succeed("late")
+
+    with in_process(function, 1) as here:
+        store = here.task.inspector._store
+        result = here.task.delay()
+        with suppress(LeaseLost):
+            here.answer()
+
+        assert result.state == states.PENDING
+        assert here.task.stats()["waiting"] == 1
+
+
+def test_a_call_from_inside_its_batch_that_a_failover_lost_runs_again(clock: Clock) -> None:
+    """The new server knows of no retry, so the lease brings the request back."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        if requests[0].attempt > 1:
+            return
+        client = here.task.inspector._store.client
+        replica = {key: client.dump(key) for key in client.keys("*")}
+        here.task.apply_async(task_id=requests[0].id)
+        client.flushall()
+        for key, dump in replica.items():
+            client.restore(key, 0, dump)
+
+    with in_process(function, 1) as here:
+        use(here, clock)
+        result = here.task.delay()
+        answer(here)
+        assert here.task.stats()["acked"] == 0
+        sweep(here, clock, 31)
+        answer(here)
+
+        assert result.state == states.SUCCESS
+
+
+def test_a_batch_that_failed_as_a_whole_waits_as_a_whole(clock: Clock) -> None:
+    """Jitter differs from batch to batch, and does not scatter one."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        raise Wrong
+
+    options = {"autoretry_for": (Wrong,), "retry_backoff": 600}
+    with in_process(function, 20, **options) as here:
+        for number in range(20):
+            here.task.delay(number)
+        answer(here)
+
+        store = here.task.inspector._store
+        delayed = store.client.zrange(store.keys.resolve("delayed"), 0, -1, withscores=True)
+        assert len(delayed) == 20
+        assert len({ready_ms for _, ready_ms in delayed}) == 1

@@ -7,10 +7,11 @@ usage() {
   cat <<'END'
 Usage: sh run.sh COMMAND [ARGUMENT...]
 
-  demo   batches, workers and a private server, live in this terminal
-  test   the tests; arguments go to pytest
-  bench  the benchmarks
-  check  linters, types, layers, docker-compose.yml and the wheel
+  demo     batches, workers and a private server, live in this terminal
+  test     the tests; arguments go to pytest
+  bench    the benchmarks
+  mutants  breaks the code in 200 ways, and shows which test catches each: half an hour
+  check    linters, types, layers, docker-compose.yml and the wheel
 
 They need Python 3.10 or later ($PYTHON, else one on the PATH) and, the first time, PyPI.
 END
@@ -88,6 +89,10 @@ case "$command" in
   bench)
     need test
     exec .venv/bin/python -m benchmarks "$@"
+    ;;
+  mutants)
+    need test
+    exec .venv/bin/python -m tests.mutants "$@"
     ;;
   check)
     need test

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number, mutant in wanted:
             print(_line(number, mutant))
         return 0
-    return _try_all(wanted, options.jobs, options.baseline)
+    return _try_all(wanted, options)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -49,6 +49,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("mutants", nargs="*", help="numbers, names or files; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="at a time (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print them, and try none")
+    parser.add_argument("--quick", action="store_true", help="without tests on real workers")
     parser.add_argument(
         "--no-baseline",
         dest="baseline",
@@ -58,8 +59,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _try_all(wanted: Sequence[tuple[int, Mutant]], jobs: int, baseline: bool) -> int:
-    started, bad = time.monotonic(), []
+def _try_all(wanted: Sequence[tuple[int, Mutant]], options: argparse.Namespace) -> int:
+    started, bad, jobs = time.monotonic(), list[str](), options.jobs
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for job in range(jobs):
@@ -71,14 +72,14 @@ def _try_all(wanted: Sequence[tuple[int, Mutant]], jobs: int, baseline: bool) ->
             try:
                 if mutant and mutant.occurrences(tree) != 1:
                     return "DOES NOT APPLY", 0.0, False
-                verdict = run(tree, mutant)
+                verdict = run(tree, mutant, options.quick)
             finally:
                 trees.put(tree)
             if verdict.caught_by:
                 return f"CAUGHT by {verdict.caught_by}", verdict.seconds, True
             return "SURVIVED", verdict.seconds, False
 
-        if baseline:
+        if options.baseline:
             said, seconds, failed = attempt(None)
             if failed:
                 print(f"without a mutant the tests do not pass: {said}")

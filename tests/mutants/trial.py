@@ -65,8 +65,8 @@ class Verdict:
     seconds: float
 
 
-def stages(mutant: Mutant | None) -> Iterator[Stage]:
-    """Yields what to run for a mutant, or for the code as it is."""
+def stages(mutant: Mutant | None, quick: bool = False) -> Iterator[Stage]:
+    """Yields what to run for a mutant, or for the code as it is; if quick, without real workers."""
     if mutant is not None and (nearest := _nearest(mutant)):
         yield Stage((*nearest, *_NO_REAL_SERVER), 60)
     yield Stage(
@@ -77,7 +77,7 @@ def stages(mutant: Mutant | None) -> Iterator[Stage]:
     yield Stage((simulation, "-k", "fakeredis"), 180)
     yield Stage(("tests/lua", "-k", "real or stage"), 120)
     yield Stage(("tests/integration/test_server_faults.py",), 180)
-    if mutant is None or mutant.file.startswith("redis_batches/"):
+    if not quick and (mutant is None or mutant.file.startswith("redis_batches/")):
         workers = ("faults", "outcomes", "shutdown", "dropin")
         yield Stage(tuple(f"tests/integration/test_{name}.py" for name in workers), 600)
 
@@ -87,12 +87,12 @@ def copy_tree(to: Path) -> None:
     shutil.copytree(ROOT, to, ignore=shutil.ignore_patterns(*_NOT_COPIED))
 
 
-def run(root: Path, mutant: Mutant | None) -> Verdict:
+def run(root: Path, mutant: Mutant | None, quick: bool = False) -> Verdict:
     """Runs the tests of a tree, with a mutant or as it is, until one fails."""
     started, caught_by = time.monotonic(), None
     before = mutant.apply(root) if mutant else ""
     try:
-        for stage in stages(mutant):
+        for stage in stages(mutant, quick):
             caught_by = _first_failure(root, stage)
             if caught_by:
                 break

@@ -14,7 +14,7 @@ import pytest
 from redis_batches import SimpleRequest
 from tests.properties.inprocess import InProcess, in_process
 
-#: CI damages 10,000; `FUZZ=100000` more.
+#: CI damages 10,000; `FUZZ=100000 sh run.sh test tests/properties/test_fuzz.py` takes minutes.
 REQUESTS = int(os.environ.get("FUZZ", "10000"))
 BATCH = 500
 
@@ -51,6 +51,7 @@ def damage(chance: random.Random, envelope: bytes) -> tuple[str, bytes]:
     return kind, envelope
 
 
+@pytest.mark.timeout(120 + REQUESTS / 100)
 def test_a_damaged_request_costs_only_itself(
     here: InProcess, caplog: pytest.LogCaptureFixture
 ) -> None:

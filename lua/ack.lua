@@ -11,11 +11,12 @@
 -- KEYS[9] stats     hash  counters
 -- ARGV[1]  now_ms     int   empty: the server's time
 -- ARGV[2]  token      text
--- ARGV[3]  window_ms  int   how long a finished call is remembered
--- ARGV[4]  window     int   how many finished calls are remembered
--- ARGV[5]  well       int   1: the batch's function returned
--- ARGV[6]  ends       int   1: the batch ends with all that it owns, but `ids`
--- ARGV[7+] ids        list  finished, at most 1,000; if the batch ends, those that it gave back
+-- ARGV[3]  fence      text  of the claim
+-- ARGV[4]  window_ms  int   how long a finished call is remembered
+-- ARGV[5]  window     int   how many finished calls are remembered
+-- ARGV[6]  well       int   1: the batch's function returned
+-- ARGV[7]  ends       int   1: the batch ends with all that it owns, but `ids`
+-- ARGV[8+] ids        list  finished, at most 1,000; if the batch ends, those that it gave back
 --
 -- What it gave back and yet owns was given back in a write that a failover lost: the lease stays
 -- then, and brings it back. Returns {"acked", count}; for a token without a claim, which changes
@@ -23,15 +24,15 @@
 -- Cost O(ids).
 local items, batch, claims, own, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local attempts, errors, done, stats = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local now_ms, token = ARGV[1], ARGV[2]
-local window_ms, window = tonumber(ARGV[3]), tonumber(ARGV[4])
-local well, ends = ARGV[5] == '1', ARGV[6] == '1'
-local ids = list(ARGV, 7)
+local now_ms, token, fence = ARGV[1], ARGV[2], ARGV[3]
+local window_ms, window = tonumber(ARGV[4]), tonumber(ARGV[5])
+local well, ends = ARGV[6] == '1', ARGV[7] == '1'
+local ids = list(ARGV, 8)
 
 local now = clock(now_ms)
 local record = redis.call('HGET', claims, token)
 local ended = redis.call('ZSCORE', done, token)
-if not record then
+if not is_claim(record, fence) then
   return {ended and 'already' or 'fenced'}
 end
 local given_back = {}

@@ -4,17 +4,18 @@
 -- KEYS[2] leases  zset  token -> expiry (ms)
 -- ARGV[1] now_ms    int   empty: the server's time
 -- ARGV[2] token     text
--- ARGV[3] lease_ms  int
+-- ARGV[3] fence     text  of the claim
+-- ARGV[4] lease_ms  int
 --
 -- Returns {"extended", expiry_ms}, {"overdue"} past the run's hard deadline, or {"lost"}: the claim
 -- ended or was taken back, and the run must stop. Cost O(log claims).
 local claims, leases = KEYS[1], KEYS[2]
-local now_ms, token, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local now_ms, token, fence, lease_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 
 local now = clock(now_ms)
 local record = redis.call('HGET', claims, token)
 redis.call('ZCARD', leases)
-if not record then
+if not is_claim(record, fence) then
   return {'lost'}
 end
 local deadline_ms = read_claim(record).deadline_ms

@@ -246,6 +246,12 @@ local function write_claim(claim)
   }, '|')
 end
 
+-- Whether a record is that of the claim which a run knows by its fence. A call of `claim` that was
+-- held up for longer than its run is remembered starts another claim under the old token.
+local function is_claim(record, fence)
+  return record and read_claim(record).fence == fence
+end
+
 -- The tombstone of a run whose batch was taken back.
 local function lost_token(token)
   return 'lost:' .. token

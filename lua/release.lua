@@ -17,11 +17,12 @@
 -- ARGV[1]  now_ms       int   empty: the server's time
 -- ARGV[2]  group        text
 -- ARGV[3]  token        text
--- ARGV[4]  flush_every  int
--- ARGV[5]  interval_ms  int
--- ARGV[6]  max_dead     int   dead letters of the task; then the oldest goes
--- ARGV[7]  size         int   requests that the batch began with
--- ARGV[8+] outcomes     list  (id, verb, delay_ms, error)*, at most 500; the verb is "retry",
+-- ARGV[4]  fence        text  of the claim
+-- ARGV[5]  flush_every  int
+-- ARGV[6]  interval_ms  int
+-- ARGV[7]  max_dead     int   dead letters of the task; then the oldest goes
+-- ARGV[8]  size         int   requests that the batch began with
+-- ARGV[9+] outcomes     list  (id, verb, delay_ms, error)*, at most 500; the verb is "retry",
 --                             "retry_batch" (the whole batch failed), "put_back" or "dead"
 --
 -- A batch that failed is retried whole; if it fails again, although another batch of the task went
@@ -31,14 +32,14 @@
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local groups, bells, routes, delayed, dead = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local attempts, errors, stats, stale = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
-local now_ms, group, token = ARGV[1], ARGV[2], ARGV[3]
-local flush_every, interval_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
-local max_dead, size = tonumber(ARGV[6]), tonumber(ARGV[7])
-local outcomes = {unpack(ARGV, 8)}
+local now_ms, group, token, fence = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local flush_every, interval_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
+local max_dead, size = tonumber(ARGV[7]), tonumber(ARGV[8])
+local outcomes = {unpack(ARGV, 9)}
 
 local now = clock(now_ms)
 local record = redis.call('HGET', claims, token)
-if not record then
+if not is_claim(record, fence) then
   return {'fenced'}
 end
 local wanted = {}

@@ -73,6 +73,7 @@ class Lease:
         reply = self._store.run(
             "ack",
             token=self.token,
+            fence=self.fence,
             window_ms=DEDUPLICATION_WINDOW_MS,
             window=DEDUPLICATION_CALLS,
             well=int(well),
@@ -103,6 +104,7 @@ class Lease:
                 "release",
                 group=self.group,
                 token=self.token,
+                fence=self.fence,
                 flush_every=self._trigger.flush_every,
                 interval_ms=self._trigger.interval_ms,
                 max_dead=self._store.settings.max_dead,
@@ -120,7 +122,7 @@ class Lease:
     def extend(self) -> bool:
         """Keeps the lease; returns False, and sets `lost` or `overdue`, if it cannot be kept."""
         lease_ms = round(self._store.settings.lease * 1000)
-        reply = self._store.run("extend", token=self.token, lease_ms=lease_ms)
+        reply = self._store.run("extend", token=self.token, fence=self.fence, lease_ms=lease_ms)
         self.lost, self.overdue = reply[0] == "lost", reply[0] == "overdue"
         return bool(reply[0] == "extended")
 

@@ -92,7 +92,7 @@ class Stage:
         lease.release(retry("delayed", delay_ms=SECOND))
         lease.ack()
         push(store, call("eta", eta_ms=now_ms + SECOND), "own", "own2", "own3")
-        claim(store, token="held", bell="rung")
+        self._fence = claim(store, token="held", bell="rung").fence
         push(store, "lost", "a", "b", "c")
         client.lpop(store.keys.pending(GROUP.id))
         client.hset(self.keys("knock").resolve("beat"), "out", "1")
@@ -112,7 +112,7 @@ class Stage:
     def run(self, name: str, client: redis.Redis | None = None) -> list[Any]:
         """Runs a script with everything that it may have to do."""
         script = load_scripts()[name]
-        known = {"now_ms": self.clock(), **COMMON, **VALUES[name]}
+        known = {"now_ms": self.clock(), "fence": self._fence, **COMMON, **VALUES[name]}
         taken = {slot: known[slot] for slot in (*script.args, script.rest) if slot in known}
         places = {"group": GROUP.id, "token": known.get("token", "")}
         return script(client or self.store.client, self.keys(name), **{**places, **taken})

@@ -11,6 +11,7 @@ from redis_batches.store import Store
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,
+    HOUR,
     LEASE_MS,
     SECOND,
     TRIGGER,
@@ -193,6 +194,27 @@ def test_a_batch_of_thousands_ends_though_it_gave_back_everything(store: Store) 
 
     assert lease.ack() == 0
     assert read(store).claims == {}
+
+
+def test_a_claim_that_was_held_up_for_hours_does_not_let_its_old_run_settle(
+    store: Store, clock: Clock
+) -> None:
+    """Its token is forgotten by then; what it claims has not run."""
+    zombie = push_and_claim(store, "a", token="token")
+    store.reclaim(zombie.token, GROUP.id, TRIGGER, seen_dead=True)
+    claim(store).ack()
+    clock.advance(HOUR)
+    store.sweep(TRIGGER.interval_ms)
+    push_and_claim(store, "b", token="token")
+    before = read(store)
+
+    with pytest.raises(LeaseLost):
+        zombie.ack()
+    with pytest.raises(LeaseLost):
+        zombie.release(retry("b"))
+    assert not zombie.extend()
+    assert zombie.lost
+    assert read(store) == before
 
 
 # -- The memory of finished calls

@@ -37,13 +37,13 @@ def test_a_server_that_lost_its_scripts_gets_them_again(store: Store) -> None:
 def test_a_value_that_no_script_takes_is_an_error(store: Store) -> None:
     """Before anything is sent."""
     with pytest.raises(TypeError, match=r"extend\.lua takes no flush_every"):
-        store.run("extend", token="token", lease_ms=LEASE_MS, flush_every=3)
+        store.run("extend", token="token", fence=1, lease_ms=LEASE_MS, flush_every=3)
 
 
 def test_a_value_that_is_missing_is_an_error(store: Store) -> None:
     """It cannot shift the others by a slot."""
     with pytest.raises(KeyError, match="lease_ms"):
-        store.run("extend", token="token")
+        store.run("extend", token="token", fence=1)
 
 
 def now_ms(client: redis.Redis) -> int:

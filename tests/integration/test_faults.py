@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
+from math import log2
 from typing import Any
 
 import pytest
+from celery.exceptions import WorkerLostError
 
 from redis_batches import doorbell
 from tests.conftest import wait_until
@@ -146,3 +149,25 @@ def test_reject_on_worker_lost_does_not_wait_for_the_lease(cluster: Cluster, sho
     os.kill(run["pid"], signal.SIGKILL)
 
     assert [result.get(timeout=40) for result in results] == ["attempt 2"] * 4
+
+
+def test_a_request_that_kills_every_child_ends_alone(cluster: Cluster, shop: Any) -> None:
+    """One in a hundred: it costs a few crashes, and no innocent request its result."""
+    cluster.worker(TEST_LEASE="600", concurrency=2)
+    values = [*range(50), "poison", *range(51, 100)]
+    results = [shop.poisonable.delay(value) for value in values]
+    (poison,) = (result for result in results if result is results[50])
+    innocent = [result for result in results if result is not poison]
+
+    attempts = [result.get(timeout=90) for result in innocent]
+
+    with pytest.raises(WorkerLostError):
+        poison.get(timeout=60)
+    runs = ledger()
+    crashes = [run for run in runs if poison.id in run["ids"]]
+    assert len(crashes) <= log2(100) + 3
+    ran = Counter(task_id for run in runs for task_id in run["ids"])
+    assert [ran[result.id] for result in innocent] == attempts
+    assert max(attempts) <= len(crashes) - 2
+    wait_until(lambda: shop.poisonable.stats()["dead"] == 1, description="it is a dead letter")
+    assert shop.poisonable.stats()["acked"] == 99

@@ -210,14 +210,14 @@ def test_a_server_that_cannot_save_refuses_with_advice(
 
 def test_a_server_that_still_reads_its_data_is_waited_for() -> None:
     """LOADING passes by itself: the call is answered when the server is ready."""
-    # It answers after every 1,024 commands that it has read.
-    slowly = {"key-load-delay": "300", "appendfsync": "no"}
+    # It answers once after every 1,024 commands that it has read; a new client asks several times.
+    slowly = {"key-load-delay": "100", "appendfsync": "no"}
     with EmbeddedServer(appendonly=True, config=slowly) as server:
         client = connect(server.url, SETTINGS.timeout, SETTINGS.retries)
-        store = Store(client, SETTINGS, "task")
+        store = Store(client, SETTINGS, "task", patience=30)
         push(store, "a")
         with client.pipeline(transaction=False) as pipe:
-            for number in range(5000):
+            for number in range(20_000):
                 pipe.set(f"filler-{number}", "x")
             pipe.execute()
         server.kill()
@@ -255,6 +255,8 @@ def test_a_replica_that_lost_its_primary_is_named(server: EmbeddedServer) -> Non
 
 def test_too_few_replicas_refuse_a_push_whole(store: Store, server: EmbeddedServer) -> None:
     """NOREPLICAS does not pass by itself."""
+    if store.client.info("server")["redis_version"] < "7":
+        pytest.skip("Redis 6.2 does not look at min-replicas-to-write when a script writes")
     store.client.config_set("min-replicas-to-write", "1")
 
     with pytest.raises(StoreError, match="min-replicas-to-write"):
@@ -285,7 +287,8 @@ def test_a_truncated_append_only_file_is_a_prefix_of_what_happened(lost: int) ->
         lease = claim(store)
         folder = Path(client.config_get("dir")["dir"])
         server.kill()
-        (log,) = folder.glob("**/*.incr.aof") or folder.glob("*.aof")
+        # Before Redis 7 there is one file, in no folder of its own.
+        (log,) = [*folder.glob("**/*.incr.aof")] or [*folder.glob("*.aof")]
         with log.open("rb+") as file:
             file.truncate(log.stat().st_size - lost)
         server.start()

@@ -48,8 +48,8 @@ class Memory:
         self._client = client
 
     def is_full(self) -> None:
-        """Lets the server refuse whatever needs more."""
-        self._client.config_set("maxmemory", "1mb")
+        """Lets the server refuse whatever needs more: it needs several times this for itself."""
+        self._client.config_set("maxmemory", "100kb")
 
     def is_free(self) -> None:
         """Lifts the limit."""

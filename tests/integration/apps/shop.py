@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import Any
 
@@ -52,6 +53,15 @@ def stall(requests: list[SimpleRequest]) -> list[str]:
 def rejecting(requests: list[SimpleRequest]) -> list[str]:
     """As `stall`, with Celery's option."""
     return stall.function(requests)
+
+
+@batched_task(flush_every=100, flush_interval=0.5, app=app)
+def poisonable(requests: list[SimpleRequest]) -> list[int]:
+    """Dies of one of its requests."""
+    record(requests)
+    if any(request.args[0] == "poison" for request in requests):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [request.attempt for request in requests]
 
 
 @batched_task(flush_every=10, flush_interval=0.05, app=app)

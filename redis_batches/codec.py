@@ -223,9 +223,9 @@ def read_headers(data: bytes) -> dict[str, Any]:
     end = data.find(b"\n")
     try:
         found = json.loads(data[1:end]) if data[:1] == VERSION and end > 1 else {}
-    except ValueError:
+        headers = found[0] if isinstance(found, list) else found
+    except (ValueError, LookupError):
         return {}
-    headers = found[0] if isinstance(found, list) and found else found
     return headers if isinstance(headers, dict) else {}
 
 

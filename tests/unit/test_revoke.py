@@ -181,6 +181,9 @@ def test_headers_that_cannot_be_read_are_none(data: bytes) -> None:
     assert read_headers(data) == {}
 
 
-def test_headers_are_read_without_the_body() -> None:
-    """Whatever its serializer is."""
-    assert read_headers(encode(Envelope({"stamps": {"a": 1}}), "json")) == {"stamps": {"a": 1}}
+@pytest.mark.parametrize("properties", [{}, {"priority": 1}])
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_headers_are_read_without_the_body(properties: dict[str, Any], serializer: str) -> None:
+    """Whatever its serializer is, and what else is kept."""
+    headers = {"stamps": {"a": 1}}
+    assert read_headers(encode(Envelope(headers, properties=properties), serializer)) == headers

@@ -24,11 +24,18 @@ _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+::\S+)", re.MULTILINE)
 #: The tests that are about a module of the package; those about a script have its name.
 _NEAREST = {
     "batch": ["tests/unit/test_runner.py", "tests/properties/test_untold.py"],
+    "canceller": ["tests/lua/test_cancel.py", "tests/unit/test_revoke.py"],
     "codec": ["tests/unit/test_codec.py"],
     "completion": ["tests/unit/test_runner.py"],
     "inspector": ["tests/lua/test_inspector.py"],
     "lease": ["tests/lua/test_ack.py", "tests/lua/test_release.py", "tests/lua/test_extend.py"],
-    "runner": ["tests/unit/test_runner.py", "tests/properties/test_untold.py"],
+    "remote": ["tests/unit/test_revoke.py"],
+    "revoke": ["tests/unit/test_revoke.py"],
+    "runner": [
+        "tests/unit/test_runner.py",
+        "tests/unit/test_revoke.py",
+        "tests/properties/test_untold.py",
+    ],
     "scripts": ["tests/lua/test_scripts.py"],
     "store": ["tests/lua/test_claim.py", "tests/lua/test_scripts.py", "tests/lua/test_promote.py"],
     "sweeper": ["tests/lua/test_sweep.py"],
@@ -78,7 +85,7 @@ def stages(mutant: Mutant | None, quick: bool = False) -> Iterator[Stage]:
     yield Stage(("tests/lua", "-k", "real or stage"), 120)
     yield Stage(("tests/integration/test_server_faults.py",), 180)
     if not quick and (mutant is None or mutant.file.startswith("redis_batches/")):
-        workers = ("faults", "outcomes", "shutdown", "dropin")
+        workers = ("revoke", "faults", "outcomes", "shutdown", "dropin")
         yield Stage(tuple(f"tests/integration/test_{name}.py" for name in workers), 600)
 
 

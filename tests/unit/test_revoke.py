@@ -13,6 +13,7 @@ from celery.worker import state as worker_state
 from celery.worker.control import Panel
 
 from redis_batches import SimpleRequest, batched_task, remote
+from redis_batches.canceller import PAGE
 from redis_batches.codec import Envelope, encode, read_headers
 from redis_batches.errors import StoreError
 from redis_batches.store import Store
@@ -126,6 +127,28 @@ def test_an_outcome_that_was_told_stays(here: InProcess) -> None:
     assert here.task.stats()["waiting"] == 0
 
 
+def test_revoked_of_what_ran_is_told_whole(here: InProcess) -> None:
+    """Celery stores REVOKED by itself, and tells nobody else."""
+    seen: list[str] = []
+    result = here.task.delay()
+    store = here.task.inspector._store
+    (group,) = store.groups()
+    lease = store.claim(group, here.task.trigger, force=True)
+    store.reclaim(lease.token, group, here.task.trigger, seen_dead=True)
+    here.task.backend.mark_as_revoked(result.id, "revoked")
+
+    def note(request: Any, **_: Any) -> None:
+        seen.append(request.id)
+
+    signals.task_revoked.connect(note)
+    try:
+        result.revoke()
+    finally:
+        signals.task_revoked.disconnect(note)
+
+    assert seen == [result.id]
+
+
 def test_a_copy_without_its_task_only_asks_the_workers(here: InProcess) -> None:
     """As any other result does."""
     result = pickle.loads(pickle.dumps(here.task.delay()))
@@ -155,6 +178,8 @@ def test_a_search_goes_on_when_redis_is_back(
     here: InProcess, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From its beginning; it takes the stamps as the command line gives them, too."""
+    for _ in range(PAGE):
+        here.task.delay()
     result = here.task.apply_async(stamped_headers=["tenant"], tenant="a")
     with monkeypatch.context() as down:
         down.setattr(Store, "cancel", lambda *_, **__: (_ for _ in ()).throw(StoreError("down")))

@@ -48,6 +48,8 @@ received = get_logger("celery.worker.strategy")
 
 #: Fields of a message of protocol 1 that are no headers in protocol 2.
 _BODY = {"args", "kwargs", "callbacks", "errbacks", "chord", "taskset", "utc", "headers"}
+#: Properties of a message that its sender chose, and that no doorbell or request has by itself.
+_PROPERTIES = ("app_id", "message_id", "type", "user_id")
 #: Headers that say how a message travelled; some differ between deliveries of one message.
 _TRAVEL = ("redelivered", "x-delivery-count", "x-death", "x-first-death-", "x-last-death-")
 
@@ -195,7 +197,10 @@ class Strategy:
             keep_reprs=True,
             reply_to=request.reply_to,
             priority=message.properties.get("priority"),
-            properties={messages.CORRELATION_ID: request.correlation_id},
+            properties={
+                **{name: message.properties.get(name) for name in _PROPERTIES},
+                messages.CORRELATION_ID: request.correlation_id,
+            },
         )
         compression = (message.headers or {}).get("compression")
         if call is None:

@@ -142,9 +142,10 @@ def test_a_call_keeps_what_its_message_says(cluster: Cluster, broker: str, sende
     assert seen["correlation_id"] == sent.id
 
     body, headers = call(TELL, 1, retries=None, expires="2100-01-01T00:00:00Z")
-    publish(broker, body, headers, correlation_id="mine", reply_to="there", content_encoding=None)
+    chosen = {"correlation_id": "mine", "reply_to": "there", "app_id": "their"}
+    publish(broker, body, headers, **chosen, content_encoding=None)
     seen = sender.AsyncResult(headers["id"]).get(timeout=20)
-    assert (seen["correlation_id"], seen["reply_to"]) == ("mine", "there")
+    assert {name: seen[name] for name in chosen} == chosen
     assert seen["headers"]["retries"] == 0
 
 

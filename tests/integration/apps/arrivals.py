@@ -62,6 +62,7 @@ def tell(requests: list[SimpleRequest]) -> list[dict[str, Any]]:
                 for name in ("shop", "stamps", "parent_id", "compression", "origin", "retries")
             },
             "priority": request.delivery_info["priority"],
+            "app_id": request.request_dict["properties"].get("app_id"),
             "now": time.time(),
         }
         for request in requests

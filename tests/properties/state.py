@@ -60,8 +60,9 @@ class _Kind(NamedTuple):
     parse: Callable[[Any], Any]
 
 
-_ITEMS = _Kind("hgetall", (), lambda got: {k.decode(): Item.read(v) for k, v in got.items()})
-_FIELDS = _Kind("hgetall", (), lambda got: {k.decode(): v.decode() for k, v in got.items()})
+# Sorted: the order of a hash is another one in each server process, and chance picks from it.
+_ITEMS = _Kind("hgetall", (), lambda got: {k.decode(): Item.read(got[k]) for k in sorted(got)})
+_FIELDS = _Kind("hgetall", (), lambda got: {k.decode(): got[k].decode() for k in sorted(got)})
 _SCORES = _Kind("zrange", (0, -1, False, True), lambda got: {k.decode(): int(v) for k, v in got})
 _ENTRIES = _Kind("lrange", (0, -1), lambda got: [Entry.read(raw) for raw in got])
 

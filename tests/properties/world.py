@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -246,6 +246,11 @@ class LossyStore(Store):
         # Else a seed would be another game on a server that has not seen them.
         for script in load_scripts().values():
             world.client.script_load(script.source)
+
+    def cancel(self, group: str, ids: Sequence[str], trigger: Trigger, *, token: str = "") -> Any:
+        """Cancels under a name that the seed decides: leases that end together go by names."""
+        token = token or self._world.name("canceller")
+        return super().cancel(group, ids, trigger, token=token)
 
     def run(self, script: str, **values: Any) -> list[Any]:
         """Runs a script once, twice, or once now and once later."""

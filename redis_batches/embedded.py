@@ -26,6 +26,8 @@ HOST = "127.0.0.1"
 START_TIMEOUT = 20.0
 STOP_GRACE = 5.0
 PORT_ATTEMPTS = 10
+#: A cluster's nodes talk to each other on ports 10,000 above.
+HIGHEST_PORT = 55_535
 
 # 1 is PR_SET_PDEATHSIG. A child sets it on itself, then becomes the server: `preexec_fn` is
 # unsafe beside threads. If the parent died first, `getppid()` is no longer its pid.
@@ -272,10 +274,12 @@ class EmbeddedServer:
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port: int = listener.getsockname()[1]
-        return port
+    while True:
+        with socket.socket() as listener:
+            listener.bind((HOST, 0))
+            port: int = listener.getsockname()[1]
+        if port <= HIGHEST_PORT:
+            return port
 
 
 def _answers(port: int, pid: int) -> bool:

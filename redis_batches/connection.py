@@ -31,6 +31,8 @@ _CERT_REQS = {"cert_none": "none", "cert_optional": "optional", "cert_required":
 WARM = 1.0
 #: Bytes above which redis-py sends a value without copying it.
 BUFFER_CUTOFF = 6000
+#: redis-py 5 lets a refused connection out as an OSError.
+_LOST = (ConnectionError, TimeoutError, BusyLoadingError, OSError)
 SCHEMES = ("redis", "rediss", "unix", *_SCHEMES)
 
 
@@ -155,13 +157,14 @@ def connect(
         "retry": Retry(
             ExponentialBackoff(cap=1.0, base=0.05),
             retries,
-            # redis-py 5 lets a refused connection out as an OSError.
-            supported_errors=(ConnectionError, TimeoutError, BusyLoadingError, OSError),
+            supported_errors=_LOST,
         ),
     }
     if scheme_of(url).endswith("+cluster"):
         return _connect_to_cluster(url, options)
     options["health_check_interval"] = 30
+    # Without it redis-py 5 retries to connect, but not what it had sent.
+    options["retry_on_error"] = list(_LOST)
     if _SCHEMES.get(scheme_of(url), scheme_of(url)) != "unix":
         options["socket_keepalive"] = True
     if scheme_of(url) == "sentinel":

@@ -27,6 +27,8 @@ _T = TypeVar("_T")
 
 #: Seconds for which an outcome is told again while the result backend cannot be reached.
 TELL_PATIENCE = 30.0
+#: Failed requests that one line of the log names.
+LOGGED_FAILURES = 10
 #: How long a request of a newer version waits for a newer worker.
 UNKNOWN_DELAY_MS = 5000
 
@@ -102,7 +104,7 @@ class Batch:
         """
 
         def tell() -> bool:
-            return completion.tell_revoked(self.task, request, reason)
+            return completion.tell_revoked(self.task, request, reason, self.confirm)
 
         self._tell(request, TaskRevokedError(reason), lambda: self._patiently(tell))
 
@@ -162,6 +164,10 @@ class Batch:
         for request in settled:
             self._open.pop(request.id, None)
         self.requests = [request for request in self.requests if request.id in self._open]
+
+    def tell_rest(self, request: SimpleRequest, meta: Mapping[str, Any]) -> None:
+        """Tells what hangs on a request whose outcome was stored by a run that died then."""
+        self._patiently(lambda: completion.tell_rest(self.task, request, meta))
 
     def give_up(self, request: SimpleRequest, exc: Exception) -> None:
         """Settles a request that cannot be run."""
@@ -295,11 +301,27 @@ class Batch:
         assert self.lease is not None
         for request in self.undecided:
             self.put_back(request)
+        if well:
+            self._log_failures()
         for request in self.requests:
             request.batch = None
         bells = self.lease.release(self._given_back) if self._given_back else []
         self.lease.ack(well=well)
         return bells
+
+    def _log_failures(self) -> None:
+        """Says which requests failed; of a batch that raised, Celery logs the exception."""
+        failed = [(i, value) for i, value in self.values.items() if _is_failure(value)]
+        if failed:
+            logger.error(
+                "%d of %d requests of batch %s of %s failed: %s%s",
+                len(failed),
+                len(self.values),
+                self.token,
+                self.task.name,
+                ", ".join(f"{i}: {value!r}" for i, value in failed[:LOGGED_FAILURES]),
+                ", ..." if len(failed) > LOGGED_FAILURES else "",
+            )
 
     def _take(self, request: SimpleRequest) -> bool:
         if self._open.pop(request.id, None) is not None:
@@ -342,8 +364,10 @@ class Batch:
                     raise
                 logger.warning("batch %s tells its outcomes one by one: %r", self.token, exc)
                 return
+            values = {request.id: value for request, value in chunk}
             for request in told:
                 del self._open[request.id]
+                self.values[request.id] = values[request.id]
                 self._finished.append(request.id)
             # Large ones go out in parts; if none did, they can only be told one by one.
             rest = [pair for pair in chunk if pair[0].id in self._open] if told else []
@@ -380,7 +404,7 @@ class Batch:
                 lambda: completion.tell_success(task, request, value, self.confirm, store=store)
             )
         except Exception as exc:
-            if completion.is_transient(task, exc):
+            if completion.is_transient(task, exc) or isinstance(exc, LeaseLost):
                 raise
             logger.error("%s[%s] cannot tell its result: %r", request.name, request.id, exc)
             failure = exc
@@ -413,14 +437,16 @@ class Batch:
         lease = self.lease
         if lease is None:
             return
-        if (
-            not lease.lost
-            and monotonic() - self._confirmed > self.task.lease / HEARTBEATS_PER_LEASE
-        ):
-            lease.extend()
+        old = monotonic() - self._confirmed > self.task.lease / HEARTBEATS_PER_LEASE
+        # Past its deadline a lease is not kept any more, but not lost before it ends.
+        if old and not lease.lost and lease.extend():
             self._confirmed = monotonic()
         if lease.lost:
             raise LeaseLost(
                 f"the lease on batch {self.token} of {self.task.name} ended while its function ran:"
                 " another worker runs its requests, and nothing of this run counts"
             )
+
+
+def _is_failure(value: Any) -> bool:
+    return isinstance(value, Exception) and not isinstance(value, (Retry, TaskRevokedError))

@@ -6,7 +6,7 @@ part of a chord: see `celery.app.trace`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from functools import partial
@@ -22,6 +22,7 @@ from celery.utils.log import get_task_logger
 from celery.utils.serialization import get_pickleable_exception
 from kombu.exceptions import OperationalError
 
+from redis_batches.errors import BacklogFull
 from redis_batches.request import SimpleRequest
 from redis_batches.results import CHUNK, Changed, Confirm, Gathering, can_gather, states_of
 from redis_batches.results import store as store_state
@@ -122,17 +123,19 @@ def _is_stored(task: Batches, request: SimpleRequest, value: Any, store: bool) -
     return (store or isinstance(value, Exception)) and not ignored(task, request)
 
 
-def tell_revoked(task: Batches, request: SimpleRequest, reason: str) -> bool:
+def tell_revoked(task: Batches, request: SimpleRequest, reason: str, confirm: Confirm) -> bool:
     """Tells that a call will not run, as Celery's workers do; a chord that it is a part of fails.
 
     Args:
         task: The batch task.
         request: The call.
         reason: "revoked" or "expired".
+        confirm: Raises LeaseLost if another run tells the call's outcome.
 
     Returns:
         Whether a state was stored.
     """
+    confirm()
     store = not ignored(task, request) or task.store_errors_even_if_ignored
     logger.info("Discarding %s task: %s[%s]", reason, request.name, request.id)
     with _current(task, request.context):
@@ -150,8 +153,9 @@ def tell_revoked(task: Batches, request: SimpleRequest, reason: str) -> bool:
 
 
 def is_transient(task: Batches, exc: Exception) -> bool:
-    """Whether telling failed because the result backend or the broker could not be reached."""
-    errors = (OSError, OperationalError, *getattr(task.backend, "connection_errors", ()))
+    """Whether telling may succeed later: a server is down, or the next step's backlog is full."""
+    known = getattr(task.backend, "connection_errors", ())
+    errors = (OSError, OperationalError, BacklogFull, *known)
     return isinstance(exc, errors)
 
 
@@ -174,6 +178,8 @@ def tell_failure(task: Batches, request: SimpleRequest, exc: Exception, confirm:
     guarded = store and can_gather(task.backend) and not (request.embed or {}).get("chain")
     if guarded:
         store_state(task.backend, request.id, failure, states.FAILURE, confirm, **more)
+    if not guarded:
+        confirm()
     with _current(task, request.context):
         task.backend.mark_as_failure(
             request.id, failure, store_result=store and not guarded, **more
@@ -235,15 +241,51 @@ def again(tell: Callable[[], _T]) -> _T:
             return tell()
 
 
-def settled(task: Batches, requests: Sequence[SimpleRequest]) -> list[SimpleRequest]:
-    """Returns the calls whose final state an earlier run stored."""
+def settled(
+    task: Batches, requests: Sequence[SimpleRequest]
+) -> list[tuple[SimpleRequest, dict[str, Any]]]:
+    """Returns the calls whose final state an earlier run stored, each with what it stored."""
     if not task.backend.persistent:
         return []
     found = []
     for chunk in chunked((r for r in requests if not ignored(task, r)), CHUNK):
         with states_of(task.backend, [request.id for request in chunk]) as stored:
-            found += [request for request in chunk if _is_final(stored.meta(request.id), request)]
+            metas = [(request, stored.meta(request.id)) for request in chunk]
+        found += [(request, meta) for request, meta in metas if _is_final(meta, request)]
     return found
+
+
+def tell_rest(task: Batches, request: SimpleRequest, meta: Mapping[str, Any]) -> None:
+    """Tells what hangs on a call whose final state an earlier run stored, and then died.
+
+    What follows a success was sent before its state was stored. A part of a chord counts once in
+    Redis, however often it is told; other backends count it each time, so it is not told there.
+
+    Args:
+        task: The batch task.
+        request: The call.
+        meta: What was stored.
+    """
+    if not request.embed:
+        return
+    backend: Any = task.backend
+    result: Any = meta.get("result")
+    failed = meta["status"] == states.FAILURE and isinstance(result, Exception)
+    counts_once = getattr(backend, "_chord_zset", False)
+    if not (counts_once or (failed and not request.chord)):
+        return
+    with _current(task, request.context):
+        if failed:
+            stores = bool(request.embed.get("chain"))
+            backend.mark_as_failure(
+                request.id,
+                result,
+                meta.get("traceback"),
+                request=request.context,
+                store_result=stores,
+            )
+        elif request.chord:
+            backend.on_chord_part_return(request.context, meta["status"], result)
 
 
 def _is_final(meta: dict[str, Any], request: SimpleRequest) -> bool:

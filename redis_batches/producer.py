@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timezone
+from hashlib import blake2b
 from itertools import count
 from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,18 +69,18 @@ class Hop:
 
     Args:
         task: The batch task that is called.
-        own_id: Whether Celery made the id for this very call.
+        nonce: Tells this call from another with its id; see `nonce_of`.
         keep_reprs: Whether the caller chose `argsrepr` or `kwargsrepr`.
         producer: The broker's producer for a doorbell, or None for one of the pool.
         router: Routes the call instead of the app's router.
     """
 
     def __init__(
-        self, task: Batches, *, own_id: bool, keep_reprs: bool, producer: Any, router: Any = None
+        self, task: Batches, *, nonce: str, keep_reprs: bool, producer: Any, router: Any = None
     ) -> None:
         self._task = task
         self._app: Any = task.app
-        self._nonce = "" if own_id else uuid4().hex[:16]
+        self._nonce = nonce
         self._keep_reprs = keep_reprs
         self._producer = producer
         self._router: Any = router
@@ -173,6 +174,22 @@ class Hop:
     def _listens(self, reply_to: str | None) -> bool:
         """Whether somebody reads replies there: only the rpc backend, or where the caller said."""
         return reply_to != self._app.thread_oid or isinstance(self._task.backend, RPCBackend)
+
+
+def nonce_of(task_id: str | None, options: Mapping[str, Any]) -> str:
+    """Returns what tells a call from another with the same id; "" if the id is its own.
+
+    Args:
+        task_id: The id that its caller chose, if any.
+        options: Of the call. Whoever sends the next step of a chain, a link or the body of a chord
+            names the step before: if that runs twice, after a crash, the call is the same one.
+    """
+    if task_id is None:
+        return ""
+    before = options.get("parent_id")
+    if before is None:
+        return uuid4().hex[:16]
+    return blake2b(f"{before}:{task_id}".encode(), digest_size=8).hexdigest()
 
 
 def push(

@@ -161,10 +161,12 @@ class SimpleRequest:
     def fail(self, exc: Exception) -> None:
         """Settles this call with an exception, which its caller's `.get()` raises.
 
+        If the task's `autoretry_for` covers it, the call is retried instead, as long as it may be.
+
         Raises:
             LeaseLost: The batch was taken over by another worker; nothing was stored.
         """
-        self._settler().fail(self, exc)
+        self._settler().fail_or_retry(self, exc)
 
     def retry(self, *, countdown: float | None = None, exc: Exception | None = None) -> None:
         """Runs this call again later, in another batch; the others of this batch go on.

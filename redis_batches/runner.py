@@ -281,7 +281,10 @@ class Runner:
         """
         task = self._task
         seen_before = [request for request in batch.requests if ran or request.attempt > 1]
-        batch.leave_out(completion.settled(task, seen_before))
+        settled = completion.settled(task, seen_before)
+        for request, meta in settled:
+            batch.tell_rest(request, meta)
+        batch.leave_out([request for request, _ in settled])
         for request, exc in hopeless:
             batch.give_up(request, exc)
         if not ran:

@@ -30,7 +30,7 @@ from redis_batches.fastpath import FastPath
 from redis_batches.inspector import Inspector
 from redis_batches.model import Bells, Group, Trigger, Verb
 from redis_batches.options import check_call
-from redis_batches.producer import Hop, SentEvents, producer_of, usual_destination
+from redis_batches.producer import Hop, SentEvents, nonce_of, producer_of, usual_destination
 from redis_batches.request import SimpleRequest
 from redis_batches.revoke import BatchResult
 from redis_batches.runner import RUNNING, Runner
@@ -133,7 +133,7 @@ class Batches(Task):  # type: ignore[type-arg]
             producer = producer_of(app, {**chosen, "producer": producer})
             hop = Hop(
                 self,
-                own_id=task_id is None,
+                nonce=nonce_of(task_id, options),
                 keep_reprs="argsrepr" in options or "kwargsrepr" in options,
                 producer=producer,
                 router=options.get("router"),

@@ -63,7 +63,7 @@ class Template:
         options: dict[str, Any],
     ) -> None:
         check_call(task, options)
-        sample = _Sample(task, own_id=True, keep_reprs=False, producer=None)
+        sample = _Sample(task, nonce="", keep_reprs=False, producer=None)
         options = {**options, "producer": sample, "router": sample, "add_to_parent": False}
         self._ignored = Task.apply_async(task, args, kwargs, uuid(), **options).ignored
         made = sample.made

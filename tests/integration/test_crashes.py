@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from celery import chord
+from celery import chain, chord
 
 from tests.conftest import wait_until
 from tests.integration.ledger import ledger
@@ -14,6 +14,23 @@ from tests.integration.processes import Cluster
 APP = "tests.integration.apps.crashing"
 #: Where in the life of a batch its worker dies, and how many requests had begun and were not told.
 POINTS = {"claimed": 0, "running": 4, "returned": 3, "told": 0, "given back": 0}
+
+
+@pytest.mark.parametrize("point", ["gone on", "stored"])
+def test_what_hangs_on_a_call_outlives_its_worker(cluster: Cluster, shop: Any, point: str) -> None:
+    """It dies after the next step was sent, or after the state was stored: both go on, once."""
+    steps = chain(shop.double.s(2), shop.double.s(), shop.add.s(1)).apply_async()
+    body = chord([shop.double.s(number) for number in range(3)])(shop.add.s(100))
+
+    first = cluster.worker(concurrency=1, TEST_CRASH_AT=point, ready=False)
+    first.wait_for_end()
+    cluster.worker(concurrency=1)
+
+    assert steps.get(timeout=30) == 9
+    assert body.get(timeout=30) == 106
+    for task, count in (shop.double, 5), (shop.add, 2):
+        wait_until(lambda t=task, n=count: t.stats()["acked"] == n, description="each ended once")
+        assert task.stats()["pushed"] == count
 
 
 @pytest.mark.parametrize("point", POINTS)

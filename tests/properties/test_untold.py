@@ -9,11 +9,13 @@ from typing import Any
 import fakeredis
 import pytest
 import redis
+from celery import chain
 from celery.exceptions import Ignore, TimeLimitExceeded
 
-from redis_batches import SimpleRequest
+from redis_batches import SimpleRequest, completion
 from redis_batches.codec import text
 from redis_batches.errors import LeaseLost, StoreError
+from redis_batches.lease import Lease
 from redis_batches.model import Bells
 from redis_batches.runner import Runner
 from redis_batches.store import Store
@@ -258,3 +260,93 @@ def test_a_chord_is_counted_part_by_part(monkeypatch: pytest.MonkeyPatch) -> Non
 
         assert counted == [result.id for result in called[1:]]
         assert {result.state for result in called} == {"SUCCESS"}
+
+
+def dies(*_: Any, **__: Any) -> None:
+    """Ends a process, as far as it can be ended here."""
+    raise KeyboardInterrupt
+
+
+def answer_until_acked(here: InProcess, group: str, count: int) -> None:
+    """Takes back what a dead run held, and answers doorbells until everything is acked."""
+    store = here.task.inspector._store
+    for token in store.client.zrange(store.keys.resolve("leases"), 0, -1):
+        bells = store.reclaim(token.decode(), group, here.task.trigger, seen_dead=True)
+        here.bells += [bells] * bells.count
+    while here.task.stats()["acked"] < count:
+        with suppress(Ignore):
+            here.answer(force=True)
+
+
+@pytest.mark.parametrize("result", [7, ValueError("no")], ids=["success", "failure"])
+def test_a_chord_part_that_was_stored_and_not_counted_is_counted(result: Any) -> None:
+    """The run died in between; the next one does not run it, but counts it."""
+    counted: list[tuple[str, str]] = []
+    ran: list[int] = []
+
+    def function(requests: list[SimpleRequest]) -> list[Any]:
+        ran.append(len(requests))
+        return [result] * len(requests)
+
+    with in_process(function, 1, results=fakeredis.FakeServer()) as here:
+        backend = here.task.backend
+        part = here.task.apply_async((1,), chord=here.task.s(), group_id="g")
+        (group,) = here.task.inspector._store.groups()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(backend, "on_chord_part_return", dies)
+            for name in ("ack", "release"):
+                patch.setattr(Lease, name, dies)
+            with suppress(KeyboardInterrupt):
+                here.answer()
+        state = part.state
+        backend.on_chord_part_return = lambda request, state, *_, **__: counted.append(
+            (request.id, state)
+        )
+        answer_until_acked(here, group, 1)
+
+        assert ran == [1]
+        assert counted == [(part.id, state)]
+
+
+def test_a_step_that_runs_twice_sends_the_next_one_once() -> None:
+    """The run died after it had sent the next step: that is the same call, no duplicate."""
+    with in_process(returns_more, 1, results=fakeredis.FakeServer()) as here:
+        last = chain(here.task.s(1), here.task.s()).apply_async()
+        (group,) = here.task.inspector._store.groups()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(completion, "tell_success", dies)
+            for name in ("ack", "release"):
+                patch.setattr(Lease, name, dies)
+            with suppress(KeyboardInterrupt):
+                here.answer()
+        assert here.task.stats()["waiting"] == 1
+        answer_until_acked(here, group, 2)
+
+        assert (last.parent.state, last.parent.result) == ("SUCCESS", 2)
+        assert (last.state, last.result) == ("SUCCESS", 3)
+        assert here.task.stats()["pushed"] == 2
+
+
+def returns_more(requests: list[SimpleRequest]) -> list[int]:
+    """Adds one."""
+    return [request.args[0] + 1 for request in requests]
+
+
+def test_a_lease_that_ends_while_the_next_step_is_sent_tells_nothing() -> None:
+    """That it was lost is no outcome of the call, which runs again."""
+    with in_process(returns_more, 1, results=fakeredis.FakeServer()) as here:
+        store = here.task.inspector._store
+
+        def go_on(task: Any, request: SimpleRequest, value: Any) -> None:
+            lease = request.batch.lease
+            store.reclaim(lease.token, lease.group, here.task.trigger, seen_dead=True)
+            lease.extend()
+
+        first = here.task.apply_async((1,), chain=[here.task.s()])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(completion, "go_on", go_on)
+            with pytest.raises(LeaseLost):
+                here.answer()
+
+        assert first.state == "PENDING"
+        assert here.task.stats()["waiting"] == 1

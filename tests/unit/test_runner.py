@@ -421,3 +421,35 @@ def test_a_batch_that_failed_as_a_whole_waits_as_a_whole(clock: Clock) -> None:
         # Jitter may be nothing at all: then none of them waits.
         assert len(delayed) in (0, 20)
         assert len({ready_ms for _, ready_ms in delayed}) <= 1
+
+
+def test_a_request_that_is_failed_is_retried_if_the_task_says_so() -> None:
+    """`request.fail` is final but for what `autoretry_for` covers, as a returned exception is."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        for request in requests:
+            request.fail(Wrong("again") if request.args[0] else ValueError("final"))
+
+    with in_process(function, 2, autoretry_for=(Wrong,), default_retry_delay=5) as here:
+        results = [here.task.delay(number) for number in range(2)]
+        answer(here)
+
+        assert [result.state for result in results] == ["FAILURE", "RETRY"]
+        assert here.task.stats()["delayed"] == 1
+
+
+def test_requests_that_fail_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Celery logs each failed call; of a batch one line says which, without their arguments."""
+
+    def function(requests: list[SimpleRequest]) -> list[Any]:
+        return [Wrong("no") if request.args[0] % 2 else 1 for request in requests]
+
+    with in_process(function, 4, ignore_result=True) as here:
+        results = [here.task.delay(number) for number in range(4)]
+        answer(here)
+
+    (line,) = [text for text in caplog.messages if "failed" in text]
+    assert line.startswith("2 of 4 requests of batch")
+    assert results[1].id in line
+    assert results[3].id in line
+    assert "Wrong('no')" in line

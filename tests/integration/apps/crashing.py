@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from celery.backends.redis import RedisBackend
 
-from redis_batches import SimpleRequest, batched_task
+from redis_batches import SimpleRequest, batched_task, completion
 from redis_batches.batch import Batch
 from redis_batches.lease import Lease
 from redis_batches.runner import Runner
@@ -44,7 +45,7 @@ def _total(value: Any) -> int:
     return sum(value) if isinstance(value, list) else int(value)
 
 
-def _dies_first(owner: type, name: str) -> None:
+def _dies_first(owner: Any, name: str) -> None:
     """The worker dies instead of calling this method, the first time."""
     original: Callable[..., Any] = getattr(owner, name)
 
@@ -61,6 +62,8 @@ def _dies_first(owner: type, name: str) -> None:
 
 #: By where in the life of a batch it happens.
 POINTS = {
+    "gone on": (completion, "tell_success"),
+    "stored": (RedisBackend, "on_chord_part_return"),
     "claimed": (Runner, "_open"),
     "running": (Batch, "succeed"),
     "returned": (Batch, "finish"),

@@ -33,7 +33,10 @@ def can_gather(backend: Any) -> bool:
 
 
 class Changed(Exception):
-    """Somebody else stored a state meanwhile: nothing was stored, and it is to be read again."""
+    """Nobody watches any more what was read: nothing was stored, and it is to be read again.
+
+    Somebody else stored a state meanwhile, or the connection was lost.
+    """
 
 
 def states_of(
@@ -111,6 +114,10 @@ class Gathering:
                 found = self._pipe.mget(keys)
             else:
                 found = backend.mget(keys)
+        except WatchError as exc:
+            # Also what redis-py says of a connection that is lost while it watches.
+            self._pipe.reset()
+            raise Changed from exc
         except BaseException:
             self._pipe.reset()
             raise

@@ -275,6 +275,32 @@ def test_a_run_that_was_paused_while_it_told_changes_nothing(
         stored.client.flushdb()
 
 
+@pytest.mark.parametrize("when", ["watch", "mget", "multi"])
+def test_a_connection_that_is_lost_meanwhile_is_no_outcome(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """What was to be told is told by the next connection."""
+    lost: list[str] = []
+    original = getattr(redis.client.Pipeline, when)
+
+    def lose(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if lost:
+            return original(self, *args, **kwargs)
+        result = original(self, *args, **kwargs)
+        lost.append(when)
+        stored.client.client_kill_filter(_type="normal", skipme=True)
+        return result
+
+    monkeypatch.setattr(redis.client.Pipeline, when, lose)
+
+    completion.tell_success(stored.task, stored.request("a", {}), 7, hold, store=True)
+    outcomes = [(stored.request("b", {}), 8)]
+    lost.clear()
+    completion.again(lambda: completion.tell_together(stored.task, outcomes, hold, store=True))
+
+    assert [stored.task.AsyncResult(task_id).result for task_id in "ab"] == [7, 8]
+
+
 def test_an_earlier_runs_states_are_read_together(stored: Stored) -> None:
     """Only those that are final count as told."""
     for task_id, state in (("done", states.SUCCESS), ("retried", states.RETRY)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,10 +26,11 @@ OUTSIDE = {"hget", "hset", "hgetall", "hlen", "zcard", "llen", "hmget", "zrange"
 
 
 def rights() -> list[str]:
-    """Returns the documented ACL rule, word by word."""
-    found = re.search(r"ACL SETUSER rb-app (.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    assert found
-    return found[1].split()
+    """Returns the documented ACL rules, word by word, as a shell reads them."""
+    text = DOCUMENT.read_text().replace("\\\n", " ")
+    commands = re.findall(r"^redis-cli ACL SETUSER rb-app (.*)$", text, re.MULTILINE)
+    assert len(commands) == 2
+    return [word for command in commands for word in shlex.split(command)]
 
 
 @pytest.fixture

@@ -1,0 +1,29 @@
+"""A batch that takes longer than its lease, in each of Celery's pools that hold no processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.conftest import wait_until
+from tests.integration.ledger import ledger
+from tests.integration.processes import Cluster
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])
+def test_a_lease_is_kept_for_as_long_as_the_function_runs(
+    cluster: Cluster, shop: Any, pool: str
+) -> None:
+    """It runs once, though another worker sweeps meanwhile, and each caller gets its result."""
+    env = {"TEST_LEASE": "2", "TEST_SLOW": "4"}
+    cluster.worker("-P", pool, **env)
+    results = [shop.slow.delay(number) for number in range(4)]
+    other = cluster.worker(ready=False, **env)
+
+    assert [result.get(timeout=30) for result in results] == ["attempt 1"] * 4
+    assert [len(run["ids"]) for run in ledger()] == [4, 4]
+    stats = wait_until(lambda: (s := shop.slow.stats())["acked"] and s, description="acked")
+    assert (stats["acked"], stats["claimed"], stats["reclaimed"]) == (4, 1, 0)
+    assert "was lost" not in cluster.started[0].output()
+    other.wait_for("ready.")

@@ -15,6 +15,8 @@ from tests.integration.ledger import ledger
 from tests.integration.processes import Cluster
 
 APP = "tests.integration.apps.revoking"
+#: Those of the fixture `tasks`; a broadcast with `limit=` ends when all of them have replied.
+WORKERS = 2
 #: Celery's result backend calls it, here in the process of the test.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
 
@@ -22,8 +24,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:Depreca
 @pytest.fixture
 def tasks(cluster: Cluster, shop: Any) -> Any:
     """The tasks, with two workers that serve them."""
-    cluster.worker()
-    cluster.worker()
+    for _ in range(WORKERS):
+        cluster.worker()
+    # A worker may say that it is ready before it hears broadcasts.
+    wait_until(
+        lambda: len(shop.app.control.ping(timeout=2, limit=WORKERS)) == WORKERS,
+        description="both workers hear broadcasts",
+    )
     return shop
 
 
@@ -38,6 +45,19 @@ def assert_revoked(result: Any) -> None:
     with pytest.raises(TaskRevokedError):
         result.get(timeout=20)
     assert result.state == states.REVOKED
+
+
+def answers(replies: list[dict[str, Any]]) -> list[str]:
+    """Returns what each of the two workers replied."""
+    found = [str(reply) for one in replies for reply in one.values()]
+    assert len(found) == WORKERS
+    return found
+
+
+def is_flagged(app: Any, task_id: str) -> bool:
+    """Whether both workers remember that an id was revoked."""
+    found = app.control.inspect(timeout=10, limit=WORKERS).revoked() or {}
+    return len(found) == WORKERS and all(task_id in ids for ids in found.values())
 
 
 def hold(tasks: Any, *words: str) -> list[Any]:
@@ -153,14 +173,13 @@ def test_many_calls_are_revoked_by_the_workers(tasks: Any) -> None:
     results.append(tasks.quick.apply_async((1,), countdown=3600))
     later = tasks.plain.apply_async(countdown=3600)
     ids = [result.id for result in results]
-    replies = tasks.app.control.revoke([*ids, later.id, "nobody"], reply=True, timeout=20)
+    wanted = [*ids, later.id, "nobody"]
+    replies = tasks.app.control.revoke(wanted, reply=True, timeout=20, limit=WORKERS)
 
     for result in results:
         assert_revoked(result)
-    assert len(replies) == 2
-    assert all("flagged as revoked" in str(reply) for one in replies for reply in one.values())
-    flagged = tasks.app.control.inspect().revoked()
-    assert all(later.id in found for found in flagged.values())
+    assert all("flagged as revoked" in reply for reply in answers(replies))
+    wait_until(lambda: is_flagged(tasks.app, later.id), description="flagged")
     stats = tasks.waiting.stats()
     assert (stats["waiting"], stats["running"], stats["revoked"]) == (0, 0, 250)
     assert tasks.waiting.flush() <= 1
@@ -184,10 +203,12 @@ def test_what_runs_goes_on(tasks: Any, go_on: Path, by: str, terminate: bool) ->
     """Also with `terminate`: another call is in its batch. It never shows REVOKED."""
     first, second = hold(tasks, "a", "b")
     if by == "result":
-        first.revoke(terminate=terminate, wait=True, timeout=5)
+        first.revoke(terminate=terminate, wait=True, timeout=1)
     else:
-        replies = tasks.app.control.revoke(first.id, terminate=terminate, reply=True, timeout=5)
-        assert all("batch" in str(reply) for one in replies for reply in one.values())
+        options = {"reply": True, "timeout": 20, "limit": WORKERS}
+        replies = tasks.app.control.revoke(first.id, terminate=terminate, **options)
+        assert all("batch" in reply for reply in answers(replies))
+    wait_until(lambda: tasks.held.stats()["revoked"] == 1, description="marked")
     assert first.state == states.PENDING
     go_on.touch()
 
@@ -199,7 +220,8 @@ def test_what_runs_goes_on(tasks: Any, go_on: Path, by: str, terminate: bool) ->
 def test_what_runs_is_not_retried(tasks: Any, go_on: Path, word: str) -> None:
     """As Celery's workers discard the retry of a revoked id; the hour is not waited for."""
     revoked, other = hold(tasks, word, "b")
-    tasks.app.control.revoke(revoked.id, reply=True, timeout=5)
+    tasks.app.control.revoke(revoked.id, reply=True, timeout=20, limit=WORKERS)
+    wait_until(lambda: tasks.held.stats()["revoked"] == 1, description="marked")
     go_on.touch()
 
     assert_revoked(revoked)
@@ -238,8 +260,9 @@ def test_the_terminate_command_leaves_other_calls_alone(tasks: Any, go_on: Path)
     """Of `celery control terminate`."""
     first, second = hold(tasks, "a", "b")
     arguments = {"task_id": first.id, "signal": "KILL"}
-    replies = tasks.app.control.broadcast("terminate", arguments=arguments, reply=True, timeout=5)
-    assert all("batch" in str(reply) for one in replies for reply in one.values())
+    options = {"reply": True, "timeout": 20, "limit": WORKERS}
+    replies = tasks.app.control.broadcast("terminate", arguments=arguments, **options)
+    assert all("batch" in reply for reply in answers(replies))
     go_on.touch()
 
     assert (first.get(timeout=20), second.get(timeout=20)) == ("a", "b")
@@ -248,9 +271,7 @@ def test_the_terminate_command_leaves_other_calls_alone(tasks: Any, go_on: Path)
 def test_plain_tasks_are_revoked_as_ever(tasks: Any) -> None:
     """Whatever this package puts in front."""
     result = tasks.plain.apply_async(countdown=3600)
-    tasks.app.control.revoke(result.id, reply=True, timeout=5)
+    replies = tasks.app.control.revoke(result.id, reply=True, timeout=20, limit=WORKERS)
 
-    wait_until(
-        lambda: all(result.id in ids for ids in tasks.app.control.inspect().revoked().values()),
-        description="flagged",
-    )
+    assert len(answers(replies)) == WORKERS
+    wait_until(lambda: is_flagged(tasks.app, result.id), description="flagged")

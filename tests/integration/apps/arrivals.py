@@ -53,6 +53,8 @@ def full(requests: list[SimpleRequest]) -> list[int]:
 def tell(requests: list[SimpleRequest]) -> list[dict[str, Any]]:
     """Returns what it sees of each request."""
     record(requests)
+    if requests[0].args[0] == "slowly":
+        time.sleep(2)
     names = ("args", "kwargs", "reply_to", "correlation_id", "enqueued_at")
     return [
         {

@@ -17,6 +17,22 @@ class BatchesError(Exception):
     """
 
     accepted: tuple[Any, ...] = ()
+    _text: str | None = None
+
+    def _say(self, text: str, *args: Any) -> None:
+        """Sets the text, and what the class is called with to make the same error again.
+
+        Pickle and Celery's result backends do that with `args`.
+        """
+        self._text, self.args = text, args
+
+    def __str__(self) -> str:
+        return super().__str__() if self._text is None else self._text
+
+    def __repr__(self) -> str:
+        return (
+            super().__repr__() if self._text is None else f"{type(self).__name__}({self._text!r})"
+        )
 
 
 class ServerNotFound(BatchesError):
@@ -46,8 +62,9 @@ class ScriptReplyError(BatchesError):
 class OptionError(BatchesError, ValueError):
     """An option of a task or a setting has a value that is not allowed."""
 
-    def __init__(self, option: str, value: object, allowed: str) -> None:
-        super().__init__(f"{option} is {value!r}, but must be {allowed}")
+    def __init__(self, option: str, value: object, allowed: str, shown: str | None = None) -> None:
+        shown = repr(value) if shown is None else shown
+        self._say(f"{option} is {shown}, but must be {allowed}", option, None, allowed, shown)
 
 
 class UnknownOption(OptionError):
@@ -55,7 +72,7 @@ class UnknownOption(OptionError):
 
     def __init__(self, option: str, likely: str | None) -> None:
         hint = f": did you mean {likely}?" if likely else ""
-        ValueError.__init__(self, f"{option} is not known here{hint}")
+        self._say(f"{option} is not known here{hint}", option, likely)
 
 
 class RequestError(BatchesError, ValueError):
@@ -71,9 +88,11 @@ class PayloadTooLarge(RequestError):
     """
 
     def __init__(self, size: int, limit: int) -> None:
-        super().__init__(
+        self._say(
             f"the call takes {size:,} bytes, and redis_batches_max_payload allows {limit:,}: "
-            "pass a reference (a key, a path, an id) instead of the data"
+            "pass a reference (a key, a path, an id) instead of the data",
+            size,
+            limit,
         )
         self.size = size
         self.limit = limit
@@ -82,10 +101,13 @@ class PayloadTooLarge(RequestError):
 class InvalidTaskId(RequestError):
     """A `task_id` holds characters that a request's id may not have, or is too long."""
 
-    def __init__(self, task_id: object) -> None:
-        super().__init__(
-            f"task_id {task_id!r} is not usable: 1 to 128 characters of A-Z a-z 0-9 _ . : - "
-            "are allowed"
+    def __init__(self, task_id: object, shown: str | None = None) -> None:
+        shown = repr(task_id) if shown is None else shown
+        self._say(
+            f"task_id {shown} is not usable: 1 to 128 characters of A-Z a-z 0-9 _ . : - "
+            "are allowed",
+            None,
+            shown,
         )
 
 
@@ -97,9 +119,12 @@ class UnusableCall(RequestError):
         stored: How many calls before it were stored.
     """
 
-    def __init__(self, index: int, stored: int, cause: Exception) -> None:
-        super().__init__(
-            f"call {index} cannot become a request: {cause}; {stored} calls before it were stored"
+    def __init__(self, index: int, stored: int, cause: Exception | str) -> None:
+        self._say(
+            f"call {index} cannot become a request: {cause}; {stored} calls before it were stored",
+            index,
+            stored,
+            str(cause),
         )
         self.index = index
         self.stored = stored
@@ -109,9 +134,10 @@ class DuplicateTaskId(RequestError):
     """A request with this `task_id` is already waiting or running; that one is kept."""
 
     def __init__(self, task_id: str) -> None:
-        super().__init__(
+        self._say(
             f"a request with task_id {task_id!r} is already waiting or running; it was kept, "
-            "and this call was not stored"
+            "and this call was not stored",
+            task_id,
         )
         self.task_id = task_id
 
@@ -124,9 +150,12 @@ class BacklogFull(BatchesError):
     """
 
     def __init__(self, task: str, limit: int, refused: Sequence[str]) -> None:
-        super().__init__(
+        self._say(
             f"{task} has {limit:,} requests waiting, as many as redis_batches_max_pending "
-            f"allows; {len(refused)} of this call not stored: add workers, or raise the limit"
+            f"allows; {len(refused)} of this call not stored: add workers, or raise the limit",
+            task,
+            limit,
+            tuple(refused),
         )
         self.refused = tuple(refused)
 
@@ -144,27 +173,38 @@ class ResultCountError(BatchesError, ValueError):
     """A batch function returned a list that does not have one element per request."""
 
     def __init__(self, task: str, returned: int, requests: int) -> None:
-        super().__init__(
+        self._say(
             f"{task} returned a list of {returned} results for a batch of {requests} requests: "
-            "return one per request in their order, a dict by request id, or None"
+            "return one per request in their order, a dict by request id, or None",
+            task,
+            returned,
+            requests,
         )
 
 
 class ResultKeyError(BatchesError, ValueError):
     """A batch function returned a dict with a key that is not the id of one of its requests."""
 
-    def __init__(self, task: str, key: object) -> None:
-        super().__init__(
-            f"{task} returned a dict with the key {key!r}, which is no request's id: use "
-            "request.id as key, or return None and settle with request.succeed(value)"
+    def __init__(self, task: str, key: object, shown: str | None = None) -> None:
+        shown = repr(key) if shown is None else shown
+        self._say(
+            f"{task} returned a dict with the key {shown}, which is no request's id: use "
+            "request.id as key, or return None and settle with request.succeed(value)",
+            task,
+            None,
+            shown,
         )
 
 
 class ResultTypeError(BatchesError, TypeError):
     """A batch function returned something that does not say a result for each request."""
 
-    def __init__(self, task: str, returned: object) -> None:
-        super().__init__(
-            f"{task} returned {type(returned).__name__}: return a list with a result per request "
-            "in their order, a dict by request id, or None"
+    def __init__(self, task: str, returned: object, shown: str | None = None) -> None:
+        shown = type(returned).__name__ if shown is None else shown
+        self._say(
+            f"{task} returned {shown}: return a list with a result per request "
+            "in their order, a dict by request id, or None",
+            task,
+            None,
+            shown,
         )

@@ -67,7 +67,7 @@ class Hold(Generic[_T]):
         """Stores a call, or holds it behind those that are held already."""
         if self._held:
             self._held.append(call)
-        elif not self._try(call):
+        elif not self._takes(call):
             self._held.append(call)
             self._wait()
         else:
@@ -86,12 +86,21 @@ class Hold(Generic[_T]):
             if not self._held:
                 self._warned = -QUIET
                 return
-            if not self._try(self._held[0]):
+            if not self._takes(self._held[0]):
                 self._wait()
                 return
             self._held.popleft()
             self._let_go()
         self._consumer.timer.call_after(0, self.tick)
+
+    def _takes(self, call: _T) -> bool:
+        """Whether a call is stored; whatever goes wrong, what is held is tried again."""
+        try:
+            return self._try(call)
+        except Exception:
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            logger.exception("what arrives for %s is held, and tried again", self._task)
+            return False
 
     def _try(self, call: _T) -> bool:
         try:

@@ -18,7 +18,7 @@ from redis_batches.backends import watch
 from redis_batches.batch import Batch, running
 from redis_batches.codec import Envelope, decode
 from redis_batches.doorbell import GOES_ON, new_token, ring
-from redis_batches.errors import BatchesError
+from redis_batches.errors import BatchesError, LeaseLost
 from redis_batches.following import MOMENT, is_watched
 from redis_batches.lease import Lease
 from redis_batches.model import Claimed, Idle
@@ -239,6 +239,8 @@ class Runner:
             batch.put_back(request, delay_ms)
         try:
             self._settle(batch)
+        except LeaseLost:
+            logger.info("batch %s is not this run's any more: nothing to put back", batch.token)
         except BatchesError as exc:
             logger.warning("cannot put batch %s back, its lease will end: %s", batch.token, exc)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery import Task, bootsteps
-from celery.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_task_logger
 from celery.worker.request import Request
 
@@ -22,7 +22,7 @@ from redis_batches.errors import BatchesError, StoreError
 from redis_batches.following import is_limited, limits_of
 from redis_batches.model import Bells, Trigger
 from redis_batches.producer import usual_destination
-from redis_batches.runner import Runner
+from redis_batches.runner import RUNNING, Runner
 from redis_batches.runtime import runtime_of
 from redis_batches.server import check_server
 from redis_batches.sweeper import Served, Sweeper
@@ -35,6 +35,8 @@ logger = get_task_logger(__name__)
 SWEEP = "redis_batches.sweep"
 #: Beat's period follows the shortest flush interval, in whole seconds between these.
 MIN_PERIOD, MAX_PERIOD = 1, 10
+#: What a worker's main process says of a run that it saw end; all else the run raised by itself.
+SEEN_DEAD = (TimeLimitExceeded, WorkerLostError, Terminated)
 
 
 class SweepTask(Task):  # type: ignore[type-arg]
@@ -75,10 +77,10 @@ class DoorbellRequest(Request):
             this._request_dict[MARKER] = {**marker, GOES_ON: goes_on}
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
-        """Takes the batch back, too, where Celery calls no errback: `reject_on_worker_lost`."""
+        """Takes the batch back, too, where Celery calls no errback, as for what it requeues."""
         super().on_failure(exc_info, *args, **kwargs)
         exc = getattr(exc_info.exception, "exc", exc_info.exception)
-        if isinstance(exc, WorkerLostError):
+        if isinstance(exc, (WorkerLostError, Terminated)):
             this: Any = self
             take_back(this.app, this._context, exc)
 
@@ -142,7 +144,14 @@ def install(app: Any, task: type[Batches]) -> None:
 
 
 def take_back(app: Any, request: Any, exc: Any) -> None:
-    """Deals with the batch of a doorbell whose run ended badly, if it has not settled it itself."""
+    """Deals with the batch of a doorbell whose run Celery saw die.
+
+    What a run raised is not for it: it settled its batch, put it back, or left it to its lease.
+    The doorbell's token may be that of a second delivery by then, which runs well.
+    """
+    # An error that the function got from another task's result may be of these types, too.
+    if not isinstance(exc, SEEN_DEAD) or hasattr(request, RUNNING):
+        return
     task, marker = app.tasks.get(request.task), request.get(MARKER)
     if task is None or marker is None:
         return
@@ -159,10 +168,10 @@ def take_back(app: Any, request: Any, exc: Any) -> None:
 
 
 def errback(app: Any) -> Any:
-    """Returns the function that Celery calls inline when it saw the run of a doorbell end badly.
+    """Returns the function that Celery calls inline when the run of a doorbell ended badly.
 
-    That is in the pool child for an exception, which the run has settled by then, and in the main
-    process for a hard time limit or a child that died.
+    That is in the pool child for an exception, and in the main process for a hard time limit or a
+    child that died.
     """
 
     def on_batch_lost(request: Any, exc: Any, traceback: Any) -> None:

@@ -8,12 +8,23 @@ from typing import Any
 
 import pytest
 from celery import Celery, signals, states
-from celery.exceptions import Ignore, Retry, WorkerLostError
+from celery.app.task import Context
+from celery.exceptions import (
+    Ignore,
+    Retry,
+    SoftTimeLimitExceeded,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 
 from redis_batches import LeaseLost, OptionError, SimpleRequest
-from redis_batches.errors import BatchesError
+from redis_batches.doorbell import MARKER, new_token
+from redis_batches.errors import BatchesError, StoreError
+from redis_batches.lease import Lease
+from redis_batches.runner import RUNNING, Runner
 from redis_batches.sweeper import Served, Sweeper
-from redis_batches.worker import batch_tasks
+from redis_batches.worker import batch_tasks, take_back
 from tests.conftest import Clock
 from tests.properties.inprocess import InProcess, in_process
 
@@ -453,3 +464,87 @@ def test_requests_that_fail_are_logged(caplog: pytest.LogCaptureFixture) -> None
     assert results[1].id in line
     assert results[3].id in line
     assert "Wrong('no')" in line
+
+
+def claimed_by_a_second_delivery(here: InProcess) -> tuple[Any, Lease]:
+    """Returns the request of a doorbell, and the lease of the run that it started last."""
+    here.task.delay()
+    (bells,) = here.bells
+    bell = Context(
+        {
+            "id": "bell",
+            "task": "here",
+            "hostname": "worker@here",
+            MARKER: {"group": bells.group, "rung_ms": bells.rung_ms},
+        }
+    )
+    store = here.task.inspector._store
+    token = new_token("worker@here")
+    lease = store.claim(bells.group, here.task.trigger, token=token, bell="bell", force=True)
+    assert isinstance(lease, Lease)
+    return bell, lease
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [LeaseLost("late"), StoreError("down"), Wrong("own"), SoftTimeLimitExceeded()],
+    ids=lambda exc: type(exc).__name__,
+)
+def test_what_a_run_raised_leaves_the_second_delivery_alone(exc: Exception) -> None:
+    """The doorbell's token is that of another child of this worker by then, which runs well."""
+    with in_process(first_argument, 1) as here:
+        bell, lease = claimed_by_a_second_delivery(here)
+
+        take_back(here.task.app, bell, exc)
+
+        assert lease.extend()
+        assert here.task.stats()["running"] == 1
+
+
+@pytest.mark.parametrize("exc", [WorkerLostError("another's"), TimeLimitExceeded(1)])
+def test_an_error_of_another_task_is_not_the_death_of_this_run(exc: Exception) -> None:
+    """Its function waited for a result, and raised what it got."""
+    with in_process(first_argument, 1) as here:
+        bell, lease = claimed_by_a_second_delivery(here)
+        setattr(bell, RUNNING, None)
+
+        take_back(here.task.app, bell, exc)
+
+        assert lease.extend()
+
+
+@pytest.mark.parametrize(
+    ("exc", "left"),
+    [(WorkerLostError("killed"), 1), (Terminated("9"), 1), (TimeLimitExceeded(1), 0)],
+)
+def test_the_batch_of_a_run_that_died_is_taken_back(exc: Exception, left: int) -> None:
+    """At once; what ran into its hard time limit fails."""
+    with in_process(first_argument, 1) as here:
+        bell, lease = claimed_by_a_second_delivery(here)
+
+        take_back(here.task.app, bell, exc)
+
+        assert not lease.extend()
+        stats = here.task.stats()
+        assert (stats["waiting"], stats["running"]) == (left, 0)
+
+
+def test_a_run_that_wakes_after_its_hard_time_limit_gives_no_advice(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its requests have failed already: no setting would have helped."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        batch: Any = requests[0].batch
+        store = here.task.inspector._store
+        Runner(here.task, store).fail(batch.lease.group, batch.token, TimeLimitExceeded(1))
+        raise KeyboardInterrupt
+
+    with in_process(function, 1) as here, caplog.at_level("INFO"):
+        here.task.delay()
+        with pytest.raises(KeyboardInterrupt):
+            here.answer(force=True)
+
+    (told,) = (record for record in caplog.records if "put back" in record.getMessage())
+    assert told.levelname == "INFO"
+    assert "redis_batches_lease" not in caplog.text

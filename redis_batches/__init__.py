@@ -1,5 +1,7 @@
 """Batches of Celery task calls, accumulated in Redis."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from redis_batches.decorator import batched_task
 from redis_batches.errors import (
     BacklogFull,
@@ -11,8 +13,10 @@ from redis_batches.errors import (
     OutOfMemory,
     PayloadTooLarge,
     StoreError,
+    UnknownOption,
     UnusableCall,
 )
+from redis_batches.inspector import DeadLetter
 from redis_batches.request import SimpleRequest
 from redis_batches.task import Batches
 
@@ -20,6 +24,7 @@ __all__ = [
     "BacklogFull",
     "Batches",
     "BatchesError",
+    "DeadLetter",
     "DuplicateTaskId",
     "InvalidTaskId",
     "LeaseLost",
@@ -28,6 +33,14 @@ __all__ = [
     "PayloadTooLarge",
     "SimpleRequest",
     "StoreError",
+    "UnknownOption",
     "UnusableCall",
+    "__version__",
     "batched_task",
 ]
+
+try:
+    __version__ = version("redis-batches")
+except PackageNotFoundError:
+    # It runs from a directory of sources.
+    __version__ = "0+unknown"

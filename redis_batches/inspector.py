@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, TypeAlias
 
-from redis_batches.codec import text
+from redis_batches.codec import decode, text
 from redis_batches.errors import BatchesError
 from redis_batches.model import Attempts, Bells, Trigger
 from redis_batches.refusal import translated
@@ -26,14 +26,34 @@ class DeadLetter:
         died_at: When (UTC, by the server's clock).
         error: The text of the exception that it was given up with.
         attempts: What it went through.
-        envelope: The encoded call; it may hold secrets.
+        envelope: The encoded call; it may hold secrets, so neither it nor what is in it is in the
+            letter's repr.
     """
 
     id: str
     died_at: datetime
     error: str
     attempts: Attempts
-    envelope: bytes
+    envelope: bytes = field(repr=False)
+    _accept: frozenset[str] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def args(self) -> tuple[Any, ...] | None:
+        """The positional arguments of the call; None if it cannot be decoded."""
+        call = self._call()
+        return None if call is None else tuple(call[0])
+
+    @property
+    def kwargs(self) -> dict[str, Any] | None:
+        """The keyword arguments of the call; None if it cannot be decoded."""
+        call = self._call()
+        return None if call is None else call[1]
+
+    def _call(self) -> tuple[Any, Any, Any] | None:
+        try:
+            return decode(self.envelope, None if self._accept is None else {*self._accept}).body
+        except BatchesError:
+            return None
 
 
 class Inspector:
@@ -44,16 +64,23 @@ class Inspector:
         trigger: When a batch of the task is due.
         route: Where to ring for a group whose route got lost, as JSON text.
         ring: Rings doorbells.
+        accept: Content types that a dead letter's call may be decoded from; None for JSON only.
     """
 
     def __init__(
-        self, store: Store, trigger: Trigger, route: str, ring: Callable[[Bells], None]
+        self,
+        store: Store,
+        trigger: Trigger,
+        route: str,
+        ring: Callable[[Bells], None],
+        accept: Iterable[str] | None = None,
     ) -> None:
         self._store = store
         self._client: Any = store.client
         self._trigger = trigger
         self._route = route
         self._ring = ring
+        self._accept = None if accept is None else frozenset(accept)
 
     def list(self, limit: int = 100, offset: int = 0) -> Sequence[DeadLetter]:
         """Returns dead letters, the oldest first."""
@@ -72,7 +99,14 @@ class Inspector:
             request = read_row(f"0::{task_id}".encode(), tried or b"", value or b"")
             died_at = datetime.fromtimestamp(died_ms / 1000, timezone.utc)
             found.append(
-                DeadLetter(task_id, died_at, text(error or b""), request.attempts, request.envelope)
+                DeadLetter(
+                    task_id,
+                    died_at,
+                    text(error or b""),
+                    request.attempts,
+                    request.envelope,
+                    self._accept,
+                )
             )
         return found
 
@@ -80,21 +114,25 @@ class Inspector:
         """Returns one dead letter, or None if there is none with this id."""
         return next((letter for letter in self._all() if letter.id == task_id), None)
 
-    def requeue(self, ids: Iterable[str] | None = None) -> int:
+    def requeue(self, ids: Iterable[str] | str | None = None) -> int:
         """Lets dead letters run again, with a clean record; returns how many.
 
         Args:
-            ids: Their ids; None for all.
+            ids: Their ids, or one id; None for all.
         """
-        wanted = [letter.id for letter in self._all()] if ids is None else list(ids)
+        wanted = [letter.id for letter in self._all()] if ids is None else _listed(ids)
         count = 0
         for group, members in self._by_group(wanted).items():
             count += self._index("requeue", group, members)
         return count
 
-    def drop(self, ids: Iterable[str]) -> int:
-        """Forgets dead letters for good; returns how many."""
-        chunks = chunked(ids, PUSH_CHUNK)
+    def drop(self, ids: Iterable[str] | str) -> int:
+        """Forgets dead letters for good; returns how many.
+
+        Args:
+            ids: Their ids, or one id.
+        """
+        chunks = chunked(_listed(ids), PUSH_CHUNK)
         return sum(int(self._store.run("drop", ids=chunk)[1]) for chunk in chunks)
 
     def repair(self) -> int:
@@ -177,6 +215,10 @@ class Inspector:
             found.update(text(entry).split(":", 2)[2] for entry in entries)
             first += len(entries)
         return found
+
+
+def _listed(ids: Iterable[str] | str) -> Sequence[str]:
+    return [ids] if isinstance(ids, str) else [*ids]
 
 
 def _group_of(value: bytes) -> str:

@@ -10,6 +10,7 @@ from celery import Task
 from celery.exceptions import Ignore, Retry
 from celery.utils.functional import head_from_fun
 from celery.utils.time import get_exponential_backoff_interval
+from kombu.serialization import prepare_accept_content
 from kombu.utils.uuid import uuid
 
 from redis_batches import remote, worker
@@ -203,6 +204,7 @@ class Batches(Task):  # type: ignore[type-arg]
             self.trigger,
             Group.of(usual_destination(self)).route,
             lambda bells: ring(self.app, self.name, bells),
+            prepare_accept_content(self.app.conf.accept_content),
         )
 
     def stats(self) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
+from redis_batches.codec import Envelope, encode
 from redis_batches.errors import BatchesError
 from redis_batches.inspector import Inspector
 from redis_batches.lease import Lease
@@ -103,6 +104,39 @@ def test_a_dropped_dead_letter_is_gone(store: Store, inspector: Inspector) -> No
     assert store.stats()["dropped"] == 1
     assert store.stats()["waiting"] == 1
     inspector.check_ledger()
+
+
+def test_one_id_is_taken_as_one(store: Store, inspector: Inspector) -> None:
+    """Not as ids of one letter each."""
+    bury(store, "ab", "cd", "a", "b")
+
+    assert inspector.requeue("ab") == 1
+    assert inspector.drop("cd") == 1
+
+    assert {letter.id for letter in inspector.list()} == {"a", "b"}
+
+
+def test_a_dead_letter_shows_its_call_to_who_asks(store: Store, rung: list[Bells]) -> None:
+    """But not in its repr, as it may be secret; what cannot be decoded is None."""
+    calls = {
+        "json": encode(Envelope({}, (("secret",), {"key": "secret"}, None)), "json"),
+        "pickle": encode(Envelope({}, ((1,), {}, None)), "pickle"),
+        "newer": b"2secret",
+    }
+    store.push(GROUP, TRIGGER, [Outgoing(name, "", None, data) for name, data in calls.items()])
+    lease = claim(store)
+    lease.release([Outcome(name, Verb.DEAD, error="why") for name in calls])
+    lease.ack()
+
+    plain = Inspector(store, TRIGGER, GROUP.route, rung.append)
+    more = Inspector(store, TRIGGER, GROUP.route, rung.append, ["application/x-python-serialize"])
+    found = {letter.id: letter for letter in plain.list()}
+
+    assert (found["json"].args, found["json"].kwargs) == (("secret",), {"key": "secret"})
+    assert (found["newer"].args, found["newer"].kwargs) == (None, None)
+    assert found["pickle"].args is None
+    assert {letter.id: letter.args for letter in more.list()}["pickle"] == (1,)
+    assert "secret" not in repr([*found.values()])
 
 
 @pytest.mark.parametrize("deleted", ["q", "groups", "bells", "routes", "leases", "claims", "all"])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+import redis_batches
 from redis_batches import codec, errors
 
 #: Objects that neither pickle nor JSON takes.
@@ -81,3 +82,9 @@ def test_the_text_is_what_a_log_shows() -> None:
     assert repr(errors.DuplicateTaskId("x")).startswith(
         "DuplicateTaskId(\"a request with task_id 'x'"
     )
+
+
+def test_what_a_caller_needs_is_exported() -> None:
+    """From the package itself, with its version."""
+    assert redis_batches.__version__[0].isdigit()
+    assert {"DeadLetter", "UnknownOption", *redis_batches.__all__} <= set(dir(redis_batches))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_batches.canceller import Canceller
+from redis_batches.canceller import PAGE, Canceller
 from redis_batches.lease import Lease
 from redis_batches.model import Found, Idle, Place, Status, Trigger
 from redis_batches.scripts import CANCEL_CHUNK, chunked
@@ -138,6 +138,21 @@ def test_any_number_of_ids_can_be_cancelled(store: Store) -> None:
     assert set(find(store, *ids, ids[0])) == {Place.LEASED}
     assert read(store).items == {}
     assert store.stats()["revoked"] == len(ids)
+
+
+def test_a_search_by_stamps_reads_every_request(store: Store) -> None:
+    """Page by page; what has another stamp, or none, stays."""
+    stamped = b'1{"stamped_headers":["tenant"],"stamps":{"tenant":"%s"}}\n[[],{}]'
+    calls = [call(f"{n:04}", body=stamped % (b"b", b"a")[n % 2]) for n in range(2 * PAGE)]
+    push(store, *calls[:PAGE])
+    push(store, *calls[PAGE:])
+    push(store, call("none", body=b"1\n[[],{}]"), call("broken", body=b"?"))
+    canceller = Canceller(store, TRIGGER, lambda lease: lease.ack())
+    pages = [page for page in canceller.cancel_stamped({"tenant": "a"}) if page]
+
+    assert len(pages) > 1
+    assert {task_id for page in pages for task_id in page} == {each.id for each in calls[1::2]}
+    assert len(read(store).items) == PAGE + 2
 
 
 # -- It stays revoked

@@ -160,6 +160,24 @@ def test_a_copy_without_its_task_only_asks_the_workers(here: InProcess) -> None:
     assert here.task.stats()["waiting"] == 0
 
 
+def test_a_command_leaves_other_tasks_to_celery(here: InProcess, worker: Worker) -> None:
+    """All are listed as revoked; what runs shows no REVOKED, which Celery would store."""
+    waits, runs = here.task.delay(), here.task.delay()
+    store = here.task.inspector._store
+    (group,) = store.groups()
+    waits.revoke()
+    store.claim(group, here.task.trigger, force=True)
+    delayed = here.task.apply_async(countdown=60)
+    worker_state.revoked.clear()
+    reply = Panel.data["revoke"](worker, [runs.id, delayed.id, "plain"])["ok"]
+
+    assert f"of which {{'{runs.id}'}} end with the batch" in reply
+    assert "plain" in reply
+    assert set(worker_state.revoked) == {runs.id, delayed.id, "plain"}
+    assert [one.state for one in (waits, runs, delayed)] == ["REVOKED", "PENDING", "REVOKED"]
+    worker_state.revoked.clear()
+
+
 def test_a_command_waits_for_redis(
     here: InProcess, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,9 @@
 -- Returns {"claimed", fence, now_ms, signals, route, (entry, attempts, value)*}, {"busy"} (this
 -- doorbell's run is alive under another token), {"ended"} (this run is over: the call arrived late),
 -- {"left"} (the doorbells that are out are enough for what waits; only if `follows`),
--- {"not_due", wait_ms} or {"empty"}. The same token again gets the same batch. Cost O(flush_every).
+-- {"not_due", wait_ms}, {"empty"} or {"more"}: it has cleared 10,000 entries of what waits no longer,
+-- and more lie behind; the doorbell is not answered yet, the same call again goes on. The same token
+-- again gets the same batch. Cost O(flush_every + cleared).
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local leases, groups, bells, routes = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local attempts, delayed, eta, done = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
@@ -196,8 +198,14 @@ if #taken == 0 or not due then
   if skipped then
     put_first(pending, taken)
   end
-  answer_bell()
+  local more = open and scanned < waiting
+  if not more then
+    answer_bell()
+  end
   arm(pending, groups, bells, group, flush_every, interval_ms, now, true)
+  if more then
+    return {'more'}
+  end
   if redis.call('LLEN', pending) == 0 then
     return {'empty'}
   end

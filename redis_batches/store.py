@@ -158,7 +158,8 @@ class Store:
                 batches wait than doorbells can be out.
         """
         token = token or uuid4().hex
-        reply = self.run(
+        claim = partial(
+            self.run,
             "claim",
             group=group,
             token=token,
@@ -174,6 +175,8 @@ class Store:
             max_bytes=self.settings.flush_bytes,
             follows=int(follows),
         )
+        while (reply := claim())[0] == "more":
+            pass
         word = reply[0]
         if word != "claimed":
             return Idle(word, int(reply[1]) if word == "not_due" else 0)

@@ -8,7 +8,7 @@ import redis
 from redis_batches.canceller import PAGE, Canceller
 from redis_batches.lease import Lease
 from redis_batches.model import Found, Idle, Place, Status, Trigger
-from redis_batches.scripts import CANCEL_CHUNK
+from redis_batches.scripts import CANCEL_CHUNK, chunked
 from redis_batches.store import Store
 from tests.conftest import Clock
 from tests.lua.steps import (
@@ -347,6 +347,17 @@ def test_a_claim_skips_what_was_cancelled(store: Store) -> None:
     cancel(store, "b").ack()
 
     assert ids_of(claim(store)) == ["a", "c", "d"]
+    assert (read(store).stale, waiting(store)) == ({}, [])
+
+
+def test_a_claim_passes_any_number_of_cancelled_requests(store: Store) -> None:
+    """Though one call of its script clears only so many: what is behind does not wait for sweeps."""
+    ids = push_many(store, 12_000)
+    for chunk in chunked(ids, CANCEL_CHUNK):
+        cancel(store, *chunk).ack()
+    push(store, "a")
+
+    assert ids_of(claim(store, Trigger(3, 0), bell="bell")) == ["a"]
     assert (read(store).stale, waiting(store)) == ({}, [])
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, pairwise
+from typing import Any
 
 import pytest
 import redis
@@ -473,24 +474,39 @@ def test_an_entry_of_what_another_worker_runs_is_skipped(store: Store) -> None:
     assert running.ack() == 1
 
 
+@pytest.mark.parametrize("interval_ms", [0, HOUR], ids=["due", "not due"])
 def test_a_long_row_of_entries_that_are_gone_is_cleared_in_steps(
-    store: Store, clock: Clock
+    store: Store, clock: Clock, interval_ms: int
 ) -> None:
-    """Each claim does a bounded part of it, and the next sweep rings for the rest."""
-    push(store, "a", trigger=Trigger(3, 0))
+    """Each call of the script does a bounded part of it, and the claim goes on at once."""
+    trigger = Trigger(3, interval_ms)
+    push(store, "a", trigger=trigger)
     pending = store.keys.pending(GROUP.id)
     for _ in range(30):
         store.client.lpush(pending, *(f"{clock.now_ms}:-:gone" for _ in range(1000)))
-    assert try_claim(store, Trigger(3, 0), bell="bell") == Idle("not_due", 0)
-    assert 0 < store.waiting(GROUP.id) < 30_001
+    run, left = store.run, [store.waiting(GROUP.id)]
 
-    for _ in range(3):
-        swept = store.sweep(0)
-        assert swept is not None
-        assert [bells.count for bells in swept.bells] == [1]
-        if isinstance(lease := try_claim(store, Trigger(3, 0), bell="bell"), Lease):
-            break
-    assert ids_of(lease) == ["a"]
+    def note(script: str, **values: Any) -> list[Any]:
+        reply = run(script, **values)
+        left.append(store.waiting(GROUP.id))
+        assert bells_out(store) == (1 if reply[0] == "more" else 0)
+        return reply
+
+    store.client.hset(store.keys.resolve("bells"), GROUP.id, f"1:{clock.now_ms}:1000:0")
+    store.run = note  # type: ignore[method-assign]
+    found = try_claim(store, trigger, bell="bell")
+
+    assert all(0 < one - other <= 10_003 for one, other in pairwise(left))
+    if interval_ms:
+        assert found == Idle("not_due", HOUR)
+    else:
+        assert isinstance(found, Lease)
+        assert ids_of(found) == ["a"]
+
+
+def bells_out(store: Store) -> int:
+    """Returns how many doorbells are out."""
+    return int(read(store).bells.get(GROUP.id, "0").partition(":")[0])
 
 
 # -- Attempts, groups, races

@@ -12,14 +12,16 @@
 -- KEYS[10] eta       zset  group:id -> wall clock (ms)
 -- KEYS[11] dead      zset  group:id -> died (ms)
 -- KEYS[12] done      zset  nonce or token -> expiry (ms)
--- KEYS[13] stale     hash  group:id -> its entries from the head: s stale, l live
--- KEYS[14] stats     hash  counters
+-- KEYS[13] revoked   zset  id -> expiry (ms)
+-- KEYS[14] stale     hash  group:id -> its entries from the head: s stale, l live
+-- KEYS[15] stats     hash  counters
 -- ARGV[1]  now_ms     int   empty: the server's time
 -- ARGV[2]  group      text  of the requests to lease, or empty to ask for theirs
 -- ARGV[3]  token      text  a fresh nonce of this call
 -- ARGV[4]  lease_ms   int
 -- ARGV[5]  window_ms  int   how long an id stays revoked after its request has ended
--- ARGV[6+] ids        list  no id twice, at most 100
+-- ARGV[6]  window     int   how many ids are remembered
+-- ARGV[7+] ids        list  no id twice, at most 100
 --
 -- What is marked is not run again, whoever claims it: so if the canceller dies, or what it found
 -- running is retried, the next claimer tells that it was revoked. A pending list is not searched:
@@ -30,10 +32,11 @@
 -- Cost O(ids log n).
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local leases, routes, attempts, delayed = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local eta, dead, done, stale, stats = KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local eta, dead, done, revoked = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local stale, stats = KEYS[14], KEYS[15]
 local now_ms, group, token = ARGV[1], ARGV[2], ARGV[3]
-local lease_ms, window_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
-local ids = {unpack(ARGV, 6)}
+local lease_ms, window_ms, window = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local ids = {unpack(ARGV, 7)}
 
 local now = clock(now_ms)
 local known = redis.call('HGET', claims, token)
@@ -48,6 +51,7 @@ redis.call('ZCARD', leases)
 redis.call('ZCARD', delayed)
 redis.call('ZCARD', eta)
 redis.call('ZCARD', dead)
+redis.call('ZCARD', revoked)
 redis.call('HLEN', stale)
 
 if ended then
@@ -68,19 +72,19 @@ local function place_of(id, value, owner)
   return its == group and not known and 'leased' or 'elsewhere', its
 end
 
-local places, marks, tombstones, rows, entries, held, members, fresh = {}, {}, {}, {}, {}, {}, {}, {}
-local revoked = 0
+local places, marks, remembered, rows, entries, held, members = {}, {}, {}, {}, {}, {}, {}
+local newly_revoked = 0
 for i, id in ipairs(ids) do
   local place, its = place_of(id, values[i], owners[i])
   places[#places + 1], places[#places + 2], places[#places + 3] = id, place, its
   if place == 'leased' or place == 'in_flight' then
-    revoked = revoked + 1 - read_attempts(records[i]).revoked
+    newly_revoked = newly_revoked + 1 - read_attempts(records[i]).revoked
     records[i] = revoke_attempts(records[i])
     marks[#marks + 1], marks[#marks + 2] = id, records[i]
   end
   if place ~= 'elsewhere' then
-    tombstones[#tombstones + 1] = int(now + window_ms)
-    tombstones[#tombstones + 1] = revoked_id(id)
+    remembered[#remembered + 1] = int(now + window_ms)
+    remembered[#remembered + 1] = id
   end
   if place == 'leased' then
     local split = read_attempts(records[i]).split
@@ -96,19 +100,23 @@ for i, id in ipairs(ids) do
 end
 
 -- Frees first, so that it also works when the server is out of memory.
-local expired = redis.call('ZRANGEBYSCORE', done, '-inf', int(now), 'LIMIT', 0, #tombstones)
+local expired = redis.call('ZRANGEBYSCORE', revoked, '-inf', int(now), 'LIMIT', 0, #remembered)
 expired[#expired + 1] = ''
-call_many('ZREM', done, expired)
+call_many('ZREM', revoked, expired)
 for _, member in ipairs(members) do
   if redis.call('ZREM', delayed, member) + redis.call('ZREM', eta, member) == 0 then
     local marks, changed = string.gsub(redis.call('HGET', stale, member) or '', 'l', 's')
     redis.call('HSET', stale, member, changed > 0 and marks or marks .. 's')
   end
 end
-call_many('ZADD', done, tombstones)
+call_many('ZADD', revoked, remembered)
+local excess = redis.call('ZCARD', revoked) - window
+if excess > 0 then
+  redis.call('ZREMRANGEBYRANK', revoked, 0, excess - 1)
+end
 call_many('HSET', attempts, marks)
-if revoked > 0 then
-  redis.call('HINCRBY', stats, 'revoked', revoked)
+if newly_revoked > 0 then
+  redis.call('HINCRBY', stats, 'revoked', newly_revoked)
 end
 if known then
   local claim = read_claim(known)

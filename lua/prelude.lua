@@ -257,11 +257,6 @@ local function lost_token(token)
   return 'lost:' .. token
 end
 
--- The tombstone of an id that was revoked: a call with it that comes after that does not run.
-local function revoked_id(id)
-  return 'revoked:' .. id
-end
-
 -- Forgets a claim of which nothing is owned any more. Its doorbell, if it came once more after the
 -- lease had expired, may have started another run since.
 local function close_claim(batch, claims, leases, token, bell)

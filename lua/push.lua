@@ -11,7 +11,8 @@
 -- KEYS[9]  attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
 -- KEYS[10] errors    hash  id -> text of the last error
 -- KEYS[11] done      zset  nonce or token -> expiry (ms)
--- KEYS[12] stats     hash  counters
+-- KEYS[12] revoked   zset  id -> expiry (ms)
+-- KEYS[13] stats     hash  counters
 -- ARGV[1]  now_ms       int   empty: the server's time
 -- ARGV[2]  group        text  a hash of route and batch key
 -- ARGV[3]  route        text  JSON
@@ -29,7 +30,8 @@
 -- Cost O(requests).
 local items, pending, own, groups = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local bells, routes, eta, dead = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local attempts, errors, done, stats = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local attempts, errors, done, revoked = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local stats = KEYS[13]
 local now_ms, group, route, flush_every = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local interval_ms, max_pending = tonumber(ARGV[5]), tonumber(ARGV[6])
 local window_ms, caller = tonumber(ARGV[7]), ARGV[8]
@@ -53,6 +55,7 @@ redis.call('ZCARD', eta)
 redis.call('HLEN', attempts)
 redis.call('HLEN', errors)
 redis.call('ZCARD', done)
+redis.call('ZCARD', revoked)
 redis.call('HLEN', stats)
 
 local function judge(i, id, nonce, placed)
@@ -84,12 +87,12 @@ local function is_revoked(id, nonce, status)
   if status == 'retry' then
     return read_attempts(redis.call('HGET', attempts, id)).revoked == 1
   end
-  return nonce ~= '' and tonumber(redis.call('ZSCORE', done, revoked_id(id)) or 0) > now
+  return nonce ~= '' and tonumber(redis.call('ZSCORE', revoked, id) or 0) > now
 end
 
 local statuses, stores, entries, etas, records = {}, {}, {}, {}, {}
 local placed, forgotten, released, buried, tombstones = {}, {}, {}, {}, {}
-local new, revoked = 0, 0
+local new, newly_revoked = 0, 0
 for i, id in ipairs(ids) do
   local nonce, eta_ms, envelope = requests[4 * i - 2], requests[4 * i - 1], requests[4 * i]
   local status = judge(i, id, nonce, placed)
@@ -113,7 +116,7 @@ for i, id in ipairs(ids) do
     if not may_run then
       records[#records + 1] = id
       records[#records + 1] = revoke_attempts()
-      revoked = revoked + (status == 'retry' and 0 or 1)
+      newly_revoked = newly_revoked + (status == 'retry' and 0 or 1)
     end
     if may_run and eta_ms ~= '' and tonumber(eta_ms) > now then
       etas[#etas + 1] = eta_ms
@@ -145,8 +148,8 @@ end
 if new > 0 then
   redis.call('HINCRBY', stats, 'pushed', new)
 end
-if revoked > 0 then
-  redis.call('HINCRBY', stats, 'revoked', revoked)
+if newly_revoked > 0 then
+  redis.call('HINCRBY', stats, 'revoked', newly_revoked)
 end
 local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
 return {'pushed', signals, int(now), unpack(statuses)}

@@ -8,7 +8,8 @@
 -- KEYS[6] delayed  zset  group:id -> ready (ms)
 -- KEYS[7] eta      zset  group:id -> wall clock (ms)
 -- KEYS[8] done     zset  nonce or token -> expiry (ms)
--- KEYS[9] stats    hash  counters
+-- KEYS[9] revoked  zset  id -> expiry (ms)
+-- KEYS[10] stats   hash  counters
 -- ARGV[1] now_ms       int   empty: the server's time
 -- ARGV[2] sweeper      text  who sweeps; empty: sweeps whoever leads
 -- ARGV[3] fresh_ms     int   another sweeper leads while its last sweep is younger
@@ -21,7 +22,7 @@
 -- where wait_ms is the time until something else wants attention; or {"follower"}.
 -- Cost O(limit log n).
 local groups, bells, routes, leases, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local delayed, eta, done, stats = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local delayed, eta, done, revoked, stats = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local now_ms, sweeper, fresh_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local interval_ms, longest_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
 local greet, limit = ARGV[6] == '1', tonumber(ARGV[7])
@@ -37,6 +38,7 @@ redis.call('ZCARD', leases)
 redis.call('ZCARD', delayed)
 redis.call('ZCARD', eta)
 redis.call('ZCARD', done)
+redis.call('ZCARD', revoked)
 local age_ms = now - swept_ms
 local led = leader and leader ~= sweeper and age_ms >= 0 and age_ms < fresh_ms
 if sweeper ~= '' and led and not greet then
@@ -51,6 +53,7 @@ end
 local forgotten = overdue(done)
 forgotten[#forgotten + 1] = ''
 call_many('ZREM', done, forgotten)
+call_many('ZREM', revoked, overdue(revoked))
 
 -- What lies further ahead than its record allows was written before the clock went back. Every
 -- record allows `least_ms`.

@@ -23,6 +23,9 @@ MIN_LEASE = 0.3
 #: How long and how many finished calls are remembered, so that one sent twice runs once.
 DEDUPLICATION_WINDOW_MS = 120_000
 DEDUPLICATION_CALLS = 100_000
+#: How long and how many revoked ids are remembered: as Celery's workers do by default.
+REVOKED_WINDOW_MS = 10_800_000
+REVOKED_IDS = 50_000
 #: The longest delay of a retry.
 MAX_DELAY_MS = MAX_FLUSH_INTERVAL * 1000
 

@@ -22,7 +22,8 @@ key                     type  content                                         an
 `rb:T:att`              hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked    ack
 `rb:T:err`              hash  id -> text of its last error                    ack
 `rb:T:stale`            hash  group:id -> which entries a cancel left in q:g  claim
-`rb:T:done`             zset  nonce, token or revoked:id -> expiry in ms      ack, sweep
+`rb:T:done`             zset  nonce or token -> expiry in ms                  ack, sweep
+`rb:T:revoked`          zset  id that was revoked -> expiry in ms             cancel, sweep
 `rb:T:stats`            hash  counters, the last fence, the leading sweeper   never
 `rb:{namespace}:tasks`  hash  task -> its options, JSON, written by workers   never
 `rb:{namespace}:beat`   hash  whether beat's last sweep message still waits     never
@@ -48,6 +49,7 @@ _STATIC = {
     "errors": "err",
     "stale": "stale",
     "done": "done",
+    "revoked": "revoked",
     "stats": "stats",
 }
 

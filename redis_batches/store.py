@@ -17,6 +17,8 @@ from redis_batches.codec import text
 from redis_batches.config import (
     DEDUPLICATION_WINDOW_MS,
     MAX_DELAY_MS,
+    REVOKED_IDS,
+    REVOKED_WINDOW_MS,
     Settings,
 )
 from redis_batches.errors import ScriptReplyError
@@ -205,7 +207,8 @@ class Store:
             group=group,
             token=token,
             lease_ms=round(self.settings.lease * 1000),
-            window_ms=DEDUPLICATION_WINDOW_MS,
+            window_ms=REVOKED_WINDOW_MS,
+            window=REVOKED_IDS,
             ids=ids,
         )
         if reply[0] == "ended":

@@ -30,7 +30,7 @@ SAY_INTERVAL = 5.0
 #: Where the broker keeps the doorbells that no worker has fetched.
 QUEUE = "celery"
 #: Keys that stay when nothing waits or runs: counters, tombstones and what tasks there are.
-LASTING = {"stats", "done", "tasks", "beat"}
+LASTING = {"stats", "done", "revoked", "tasks", "beat"}
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "token": "fresh",
         "lease_ms": LEASE_MS,
         "window_ms": 1000,
+        "window": 1,
         "ids": ["a", "own", "delayed", "eta", "dead", "nobody"],
     },
     "knock": {"opened": 0},

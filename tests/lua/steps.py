@@ -18,6 +18,7 @@ INTERVAL_MS = TRIGGER.interval_ms
 #: As in `redis_batches.config.Settings`.
 LEASE_MS = 30_000
 WINDOW_MS = 120_000
+REVOKED_WINDOW_MS = 10_800_000
 #: As in `lua/prelude.lua`.
 MIN_PAUSE_MS, MAX_PAUSE_MS = 1000, 600_000
 MAX_BELLS = 16

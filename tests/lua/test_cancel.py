@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import redis
 
+from redis_batches import lease as lease_module
+from redis_batches import store as store_module
 from redis_batches.canceller import PAGE, Canceller
 from redis_batches.lease import Lease
 from redis_batches.model import Found, Idle, Place, Status, Trigger
@@ -17,6 +19,7 @@ from tests.lua.steps import (
     INTERVAL_MS,
     LEASE_MS,
     OTHER,
+    REVOKED_WINDOW_MS,
     SECOND,
     TRIGGER,
     WINDOW_MS,
@@ -236,7 +239,7 @@ def test_a_call_from_its_own_batch_does_not_undo_it(store: Store, clock: Clock) 
     """That call is its retry."""
     push_and_claim(store, "a", token="held")
     find(store, "a")
-    clock.advance(WINDOW_MS)
+    clock.advance(REVOKED_WINDOW_MS)
     push(store, call("a", "again", eta_ms=clock.now_ms + HOUR), caller="held")
 
     (request,) = claim(store, force=True).requests
@@ -262,11 +265,51 @@ def test_a_call_with_a_revoked_id_is_revoked(store: Store, clock: Clock, ended: 
 def test_an_id_is_not_remembered_for_ever(store: Store, clock: Clock) -> None:
     """After the window it is an id like any other."""
     find(store, "a")
-    clock.advance(WINDOW_MS)
+    clock.advance(REVOKED_WINDOW_MS)
     push(store, call("a", "n"))
 
     (request,) = claim(store, force=True).requests
     assert not request.attempts.revoked
+
+
+def test_calls_that_end_do_not_make_an_id_forgotten(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many, and for as long as Celery's workers remember it."""
+    monkeypatch.setattr(lease_module, "DEDUPLICATION_CALLS", 1)
+    find(store, "a")
+    clock.advance(WINDOW_MS)
+    push_and_claim(store, *"bcd").ack()
+    clock.advance(REVOKED_WINDOW_MS - WINDOW_MS - 1)
+    store.sweep(INTERVAL_MS)
+    push(store, call("a", "n"))
+
+    (request,) = claim(store, force=True).requests
+    assert request.attempts.revoked
+
+
+def test_only_so_many_ids_are_remembered(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest go first, and whatever has expired."""
+    monkeypatch.setattr(store_module, "REVOKED_IDS", 3)
+    remembered = []
+    for task_id in "abcde":
+        find(store, task_id)
+        clock.advance(SECOND)
+        remembered.append("".join(sorted(read(store).revoked)))
+    assert remembered == ["a", "ab", "abc", "bcd", "cde"]
+
+    clock.advance(REVOKED_WINDOW_MS)
+    for _ in range(2):
+        find(store, "f")
+    assert "".join(read(store).revoked) == "f"
+    clock.advance(REVOKED_WINDOW_MS - 1)
+    store.sweep(INTERVAL_MS)
+    assert "".join(read(store).revoked) == "f"
+    clock.advance(1)
+    store.sweep(INTERVAL_MS)
+    assert read(store).revoked == {}
 
 
 def test_an_operator_may_let_it_run_all_the_same(store: Store) -> None:
@@ -351,7 +394,7 @@ def test_a_claim_skips_what_was_cancelled(store: Store) -> None:
 
 
 def test_a_claim_passes_any_number_of_cancelled_requests(store: Store) -> None:
-    """Though one call of its script clears only so many: what is behind does not wait for sweeps."""
+    """One call of its script clears only so many; what is behind does not wait for sweeps."""
     ids = push_many(store, 12_000)
     for chunk in chunked(ids, CANCEL_CHUNK):
         cancel(store, *chunk).ack()
@@ -386,7 +429,7 @@ def test_an_id_that_waits_again_is_not_taken_for_what_is_left(store: Store, cloc
     """Its old entry would let it run before its time, or in a place that is not its own."""
     push(store, "x", "a", "b")
     cancel(store, "a").ack()
-    clock.advance(WINDOW_MS)
+    clock.advance(REVOKED_WINDOW_MS)
     push(store, call("a", "n", eta_ms=clock.now_ms + HOUR))
 
     assert ids_of(claim(store)) == ["x", "b"]
@@ -399,7 +442,7 @@ def test_an_id_that_waits_again_is_claimed_in_its_place(store: Store, clock: Clo
     push(store, "a", "b")
     for nonce in ("n", "m"):
         cancel(store, "a").ack()
-        clock.advance(WINDOW_MS)
+        clock.advance(REVOKED_WINDOW_MS)
         push(store, call("a", nonce))
     assert read(store).stale == {f"{GROUP.id}:a": "ss"}
 
@@ -414,7 +457,7 @@ def test_repair_forgets_what_is_left_of_a_list_that_was_deleted(
     """Else it would skip a request for it."""
     push(store, "a", "b")
     cancel(store, "a").ack()
-    clock.advance(WINDOW_MS)
+    clock.advance(REVOKED_WINDOW_MS)
     push(store, call("a", "n"))
     client.delete(store.keys.pending(GROUP.id))
     store.run("repair", **COMMON, ids=["a", "b"])

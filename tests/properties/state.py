@@ -118,6 +118,7 @@ class State:
     errors: dict[str, str]
     stale: dict[str, str]
     done: dict[str, int]
+    revoked: dict[str, int]
     stats: dict[str, str]
 
     @classmethod
@@ -134,7 +135,7 @@ class State:
         """
         seen = Seen() if seen is None else seen
         fields = ("claims", "own", "bells", "routes", "attempts", "errors", "stale", "stats")
-        scores = ("leases", "groups", "delayed", "eta", "dead", "done")
+        scores = ("leases", "groups", "delayed", "eta", "dead", "done", "revoked")
         found = seen.read(
             client,
             {

@@ -17,18 +17,23 @@
 -- ARGV[3]  route        text  JSON, for a group whose route is not known any more
 -- ARGV[4]  flush_every  int
 -- ARGV[5]  interval_ms  int
--- ARGV[6+] ids          list  ids that the caller saw in no pending list; at most 500
+-- ARGV[6+] lost         list  marks:id of what the caller saw in no pending list; at most 500
 --
--- A second entry of a request that waits after all is harmless: a claim skips it. Returns
+-- The marks are those in `stale` if they are of more entries than the caller saw: if they still are
+-- the same, they are of a list that was deleted, and would hide a request that comes later. A second entry of a request that waits after all is harmless: a claim skips it. Returns
 -- {"repaired", count, signals, route}. Cost O(ids).
 local items, pending, own, claims, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local groups, bells, routes = KEYS[6], KEYS[7], KEYS[8]
 local delayed, eta, dead, stale = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local now_ms, group, route = ARGV[1], ARGV[2], ARGV[3]
 local flush_every, interval_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
-local ids = {unpack(ARGV, 6)}
+local lost = {unpack(ARGV, 6)}
 
 local now = clock(now_ms)
+local ids, marks = {}, {}
+for i, each in ipairs(lost) do
+  marks[i], ids[i] = string.match(each, '^(%a*):(.*)$')
+end
 local values, owners = call_many('HMGET', items, ids), call_many('HMGET', own, ids)
 redis.call('LLEN', pending)
 redis.call('ZCARD', groups)
@@ -46,16 +51,20 @@ local function is_elsewhere(id, owner)
     or redis.call('ZSCORE', dead, member)
 end
 
-local entries, freed, fresh = {}, {}, {}
+local entries, freed, unmarked = {}, {}, {}
 for i, id in ipairs(ids) do
+  local member = group .. ':' .. id
+  if marks[i] ~= '' and redis.call('HGET', stale, member) == marks[i] then
+    unmarked[#unmarked + 1] = member
+  end
   if values[i] and not is_elsewhere(id, owners[i]) then
     entries[#entries + 1] = write_entry(now, FRESH, id)
     freed[#freed + 1] = id
-    fresh[#fresh + 1] = group .. ':' .. id
+    unmarked[#unmarked + 1] = member
   end
 end
 call_many('HDEL', own, freed)
-call_many('HDEL', stale, fresh)
+call_many('HDEL', stale, unmarked)
 call_many('RPUSH', pending, entries)
 if #entries > 0 then
   redis.call('HSETNX', routes, group, route)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -123,7 +124,7 @@ class Inspector:
         wanted = [letter.id for letter in self._all()] if ids is None else _listed(ids)
         count = 0
         for group, members in self._by_group(wanted).items():
-            count += self._index("requeue", group, members)
+            count += self._index("requeue", group, ids=members)
         return count
 
     def drop(self, ids: Iterable[str] | str) -> int:
@@ -139,11 +140,12 @@ class Inspector:
         """Indexes every request again that no index knows; returns how many.
 
         Keys that were deleted by hand, or lost with the tail of a failover, leave requests that
-        nobody would ever claim. It reads every request of the task once.
+        nobody would ever claim. It reads every request of the task once. What a revoke noted of
+        entries that were deleted is forgotten.
         """
         found = 0
-        for group, ids in self._unindexed().items():
-            found += self._index("repair", group, ids)
+        for group, lost in self._unindexed().items():
+            found += self._index("repair", group, lost=lost)
         return found
 
     def check_ledger(self) -> None:
@@ -167,16 +169,16 @@ class Inspector:
             yield from page
             offset += len(page)
 
-    def _index(self, verb: str, group: str, ids: Sequence[str]) -> int:
-        count = 0
-        for chunk in [*chunked(ids, PUSH_CHUNK)] or [[]]:
+    def _index(self, verb: str, group: str, **members: Sequence[str]) -> int:
+        count, ((name, values),) = 0, members.items()
+        for chunk in [*chunked(values, PUSH_CHUNK)] or [[]]:
             reply = self._store.run(
                 verb,
                 group=group,
                 route=self._route,
                 flush_every=self._trigger.flush_every,
                 interval_ms=self._trigger.interval_ms,
-                ids=chunk,
+                **{name: chunk},
             )
             count += int(reply[1])
             self._ring(Bells(group, text(reply[3]), reply[2], 0))
@@ -194,26 +196,40 @@ class Inspector:
         return found
 
     def _unindexed(self) -> _ByGroup:
-        """Returns for each group the ids that wait in no pending list."""
-        found: _ByGroup = {group: [] for group in self._store.groups()}
-        pending: dict[str, set[str]] = {}
-        items = self._store.keys.resolve("items")
+        """Returns for each group marks:id of what waits in no pending list; see `repair.lua`."""
+        marks: dict[str, dict[str, str]] = {group: {} for group in self._store.groups()}
+        key = self._store.keys.resolve
         with translated("look for lost requests"):
-            for name, value in self._client.hscan_iter(items, count=1000):
+            # Before the lists: what a claim does between is no sign of a list that was deleted.
+            for member, noted in self._client.hscan_iter(key("stale"), count=1000):
+                group, _, task_id = text(member).partition(":")
+                marks.setdefault(group, {})[task_id] = text(noted)
+            pending = {group: self._count_pending(group) for group in marks}
+            found = {
+                group: [
+                    f"{noted}:{task_id}"
+                    for task_id, noted in marks[group].items()
+                    if len(noted) > pending[group][task_id]
+                ]
+                for group in marks
+            }
+            for name, value in self._client.hscan_iter(key("items"), count=1000):
                 group, task_id = _group_of(value), text(name)
                 if group not in pending:
-                    pending[group] = self._pending_ids(group)
+                    pending[group] = self._count_pending(group)
                     found.setdefault(group, [])
-                if task_id not in pending[group]:
-                    found[group].append(task_id)
+                hidden = marks.get(group, {}).get(task_id, "").count("s")
+                if pending[group][task_id] <= hidden:
+                    found[group].append(f":{task_id}")
         return found
 
-    def _pending_ids(self, group: str) -> set[str]:
-        key, first = self._store.keys.pending(group), 0
-        found: set[str] = set()
-        while entries := self._client.lrange(key, first, first + ACK_CHUNK - 1):
+    def _count_pending(self, group: str) -> Counter[str]:
+        """Returns how many entries each id has; from the tail, since claims take from the head."""
+        key, last = self._store.keys.pending(group), -1
+        found: Counter[str] = Counter()
+        while entries := self._client.lrange(key, last - ACK_CHUNK + 1, last):
             found.update(text(entry).split(":", 2)[2] for entry in entries)
-            first += len(entries)
+            last -= len(entries)
         return found
 
 

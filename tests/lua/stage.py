@@ -65,7 +65,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "promote": {"ids": ["delayed", "eta"]},
     "requeue": {"ids": ["dead"]},
     "drop": {"ids": ["dead"]},
-    "repair": {"ids": ["own", "lost"]},
+    "repair": {"lost": [":own", ":lost"]},
     "cancel": {
         "token": "fresh",
         "lease_ms": LEASE_MS,

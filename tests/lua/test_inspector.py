@@ -6,6 +6,7 @@ import pytest
 import redis
 
 from redis_batches.codec import Envelope, encode
+from redis_batches.config import REVOKED_WINDOW_MS
 from redis_batches.errors import BatchesError
 from redis_batches.inspector import Inspector
 from redis_batches.lease import Lease
@@ -171,6 +172,48 @@ def test_requests_whose_indexes_were_deleted_come_back(
         found += [request.id for request in lease.requests]
     assert sorted(found) == ["a", "b", "c", "d"]
     assert not lost.lost
+
+
+@pytest.mark.parametrize("when", ["before", "after", "both"])
+def test_repair_finds_what_a_note_of_a_deleted_list_hides(
+    client: redis.Redis, store: Store, inspector: Inspector, when: str
+) -> None:
+    """Whether a call with the id of what was revoked comes before it, or after it."""
+    push(store, "a", "b")
+    lease, _ = store.cancel(GROUP.id, ["a"], TRIGGER)
+    assert lease is not None
+    lease.ack()
+    again = Outgoing("a", "n", None, b"1\n[[],{}]")
+    client.delete(store.keys.pending(GROUP.id))
+    if when != "after":
+        push(store, "c")
+        store.push(GROUP, TRIGGER, [again])
+    if when != "before":
+        push(store, "d")
+        inspector.repair()
+        store.push(GROUP, TRIGGER, [again])
+    repaired = inspector.repair()
+
+    assert client.exists(store.keys.resolve("stale")) == 0
+    assert repaired == (2 if when == "before" else 0)
+    assert {"a", "b"} <= {request.id for request in claim(store).requests}
+
+
+def test_repair_keeps_the_notes_of_what_was_revoked(
+    client: redis.Redis, store: Store, inspector: Inspector, clock: Clock
+) -> None:
+    """Else an entry that a cancel left behind would run a delayed call before its time."""
+    push(store, "a", "b")
+    lease, _ = store.cancel(GROUP.id, ["a"], TRIGGER)
+    assert lease is not None
+    lease.ack()
+    clock.advance(REVOKED_WINDOW_MS)
+    later = Outgoing("a", "n", 9_999_999_999_999, b"1\n[[],{}]")
+    store.push(GROUP, TRIGGER, [later])
+
+    assert inspector.repair() == 0
+    assert client.exists(store.keys.resolve("stale")) == 1
+    assert [request.id for request in claim(store).requests] == ["b"]
 
 
 def test_repair_finds_nothing_where_nothing_is_wrong(store: Store, inspector: Inspector) -> None:

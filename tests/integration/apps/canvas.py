@@ -19,6 +19,7 @@ app = Celery(
 )
 app.conf.update(
     broker_connection_retry_on_startup=True,
+    redis_batches_url=os.environ.get("TEST_STORE"),
     redis_batches_sweep_interval=0.2,
     result_extended=True,
     task_send_sent_event=True,

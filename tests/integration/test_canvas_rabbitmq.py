@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +48,7 @@ def serving(cluster: Cluster, broker: str, backend: str) -> Iterator[Call]:
     try:
         yield call
     finally:
+        gc.collect()  # Results stop waiting while the backend is there.
         app.backend.result_consumer.stop()
         app.close()
         worker.stop()

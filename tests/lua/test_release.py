@@ -205,6 +205,20 @@ def test_calls_of_one_millisecond_stay_in_order(store: Store) -> None:
     assert waiting(store) == ids
 
 
+def test_calls_of_one_millisecond_stay_in_order_behind_older_ones(
+    store: Store, clock: Clock
+) -> None:
+    """Which were given back before them."""
+    two = Trigger(2, INTERVAL_MS)
+    older = push_and_claim(store, "a", "b", trigger=two)
+    clock.advance(1)
+    newer = push_and_claim(store, "c", "d", trigger=two)
+    older.release(put_back("a", "b"))
+    newer.release(put_back("c", "d"))
+
+    assert waiting(store) == ["a", "b", "c", "d"]
+
+
 def test_what_is_given_back_keeps_its_age(store: Store, clock: Clock) -> None:
     """A user sees since when it waited."""
     since_ms = clock.now_ms

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import os
+import queue
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from tests.mutants.catalogue import ROOT, Mutant
 
 _NOT_COPIED = (".git", ".venv*", ".servers", ".hypothesis", "*cache*", "dist", "build")
-_OPTIONS = ("-x", "-q", "-rfE", "--no-header", "--timeout=60", "-p", "no:randomly")
+_OPTIONS = ("-x", "-v", "-rfE", "--no-header", "--timeout=60", "-p", "no:randomly")
 _NO_REAL_SERVER = ("-k", "not real and not stage and not headers")
 #: The test that failed; a file that cannot be loaded is none.
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+::\S+)", re.MULTILINE)
+
+#: Seconds without a test that ends: what a mutant keeps busy for so long is caught, too. Each test
+#: may take as long as the machine is slow.
+SILENCE = 120
+#: Arguments of pytest.
+Tests: TypeAlias = tuple[str, ...]
 
 #: The tests that are about a module of the package; those about a script have its name.
 _NEAREST = {
@@ -47,19 +57,6 @@ class BrokenTrial(Exception):
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Some tests.
-
-    Attributes:
-        tests: Arguments of pytest.
-        limit: Seconds; a mutant that keeps them busy for longer is caught, too.
-    """
-
-    tests: tuple[str, ...]
-    limit: float
-
-
-@dataclass(frozen=True)
 class Verdict:
     """What became of a mutant.
 
@@ -72,21 +69,19 @@ class Verdict:
     seconds: float
 
 
-def stages(mutant: Mutant | None, quick: bool = False) -> Iterator[Stage]:
+def stages(mutant: Mutant | None, quick: bool = False) -> Iterator[Tests]:
     """Yields what to run for a mutant, or for the code as it is; if quick, without real workers."""
     if mutant is not None and (nearest := _nearest(mutant)):
-        yield Stage((*nearest, *_NO_REAL_SERVER), 60)
-    yield Stage(
-        ("tests/lua", "tests/unit", "--ignore=tests/unit/test_embedded.py", *_NO_REAL_SERVER), 120
-    )
+        yield (*nearest, *_NO_REAL_SERVER)
+    yield ("tests/lua", "tests/unit", "--ignore=tests/unit/test_embedded.py", *_NO_REAL_SERVER)
     simulation = "tests/properties/test_simulation.py"
-    yield Stage(("tests/properties", f"--ignore={simulation}"), 120)
-    yield Stage((simulation, "-k", "fakeredis"), 180)
-    yield Stage(("tests/lua", "-k", "real or stage"), 120)
-    yield Stage(("tests/integration/test_server_faults.py",), 180)
+    yield ("tests/properties", f"--ignore={simulation}")
+    yield (simulation, "-k", "fakeredis")
+    yield ("tests/lua", "-k", "real or stage")
+    yield ("tests/integration/test_server_faults.py",)
     if not quick and (mutant is None or mutant.file.startswith("redis_batches/")):
         workers = ("revoke", "faults", "outcomes", "shutdown", "dropin")
-        yield Stage(tuple(f"tests/integration/test_{name}.py" for name in workers), 600)
+        yield tuple(f"tests/integration/test_{name}.py" for name in workers)
 
 
 def copy_tree(to: Path) -> None:
@@ -99,8 +94,8 @@ def run(root: Path, mutant: Mutant | None, quick: bool = False) -> Verdict:
     started, caught_by = time.monotonic(), None
     before = mutant.apply(root) if mutant else ""
     try:
-        for stage in stages(mutant, quick):
-            caught_by = _first_failure(root, stage)
+        for tests in stages(mutant, quick):
+            caught_by = _first_failure(root, tests)
             if caught_by:
                 break
     finally:
@@ -117,16 +112,17 @@ def _nearest(mutant: Mutant) -> list[str]:
     return _NEAREST.get(path.stem, [])
 
 
-def _first_failure(root: Path, stage: Stage) -> str | None:
+def _first_failure(root: Path, tests: Tests) -> str | None:
     """Runs some tests in a session of their own; a mutant may never come back from a script."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(root),
         # Else a file that was changed twice in a second passes for its own compiled form.
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
         "FUZZ": "500",
     }
-    command = [sys.executable, "-m", "pytest", *_OPTIONS, "-p", "no:cacheprovider", *stage.tests]
+    command = [sys.executable, "-m", "pytest", *_OPTIONS, "-p", "no:cacheprovider", *tests]
     with subprocess.Popen(
         command,
         cwd=root,
@@ -138,17 +134,38 @@ def _first_failure(root: Path, stage: Stage) -> str | None:
         start_new_session=True,
     ) as process:
         try:
-            output, _ = process.communicate(timeout=stage.limit)
-        except subprocess.TimeoutExpired:
-            return f"timeout in {stage.tests[0]}"
+            output = _read(process)
         finally:
             _end(process)
+    if output is None:
+        return f"timeout in {tests[0]}"
     if process.returncode in (0, 5):  # 5: no test of a stage was for it
         return None
     found = _FAILED.search(output)
     if not found:
         raise BrokenTrial(f"pytest ended with {process.returncode}:\n{output[-2000:]}")
     return found[1]
+
+
+def _read(process: subprocess.Popen[str]) -> str | None:
+    """Returns what the tests printed, a line for each; None if they fell silent."""
+    assert process.stdout is not None
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    stream = process.stdout
+
+    def copy() -> None:
+        for line in stream:
+            lines.put(line)
+        lines.put("")
+
+    threading.Thread(target=copy, daemon=True).start()
+    printed = []
+    with suppress(queue.Empty, subprocess.TimeoutExpired):
+        while line := lines.get(timeout=SILENCE):
+            printed.append(line)
+        process.wait(SILENCE)
+        return "".join(printed)
+    return None
 
 
 def _end(process: subprocess.Popen[str]) -> None:

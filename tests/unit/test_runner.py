@@ -11,6 +11,7 @@ from celery import Celery, signals, states
 from celery.app.task import Context
 from celery.exceptions import (
     Ignore,
+    Reject,
     Retry,
     SoftTimeLimitExceeded,
     Terminated,
@@ -319,8 +320,9 @@ def test_flush_asks_for_everything_and_fills_no_broker() -> None:
 # -- One outcome per request
 
 
-def test_a_request_has_one_outcome() -> None:
-    """The first."""
+def test_a_request_has_one_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first; nobody hears of another."""
+    failed: list[str] = []
 
     def function(requests: list[SimpleRequest]) -> list[str]:
         requests[0].succeed("first")
@@ -328,11 +330,29 @@ def test_a_request_has_one_outcome() -> None:
         return ["second"]
 
     with in_process(function, 1) as here:
+        monkeypatch.setattr(
+            here.task.backend, "mark_as_failure", lambda task_id, *_, **__: failed.append(task_id)
+        )
         result = here.task.delay()
         answer(here)
 
         assert (result.state, result.result) == (states.SUCCESS, "first")
+        assert failed == []
         assert here.task.stats()["acked"] == 1
+
+
+def test_a_batch_that_is_rejected_with_requeue_waits_again() -> None:
+    """No caller is told anything."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        raise Reject("not now", requeue=True)
+
+    with in_process(function, 1) as here:
+        result = here.task.delay()
+        answer(here)
+
+        assert result.state == states.PENDING
+        assert here.task.stats()["waiting"] == 1
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,15 @@ def test_a_full_batch_of_requeued_letters_is_rung_for(
     assert [(bells.count, bells.route) for bells in rung] == [(1, GROUP.route)]
 
 
+def test_hundreds_of_dead_letters_are_requeued(store: Store, inspector: Inspector) -> None:
+    """A page at a time."""
+    for first in range(0, 1100, 10):
+        bury(store, *(f"id{number}" for number in range(first, first + 10)))
+
+    assert inspector.show("id1099") is not None
+    assert inspector.requeue() == 1100
+
+
 def test_a_dropped_dead_letter_is_gone(store: Store, inspector: Inspector) -> None:
     """And counted; what is no dead letter stays."""
     bury(store, "a")

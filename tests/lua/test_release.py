@@ -111,6 +111,13 @@ def test_a_long_error_is_cut(store: Store) -> None:
     assert len(read(store).errors["a"]) == 2048
 
 
+def test_an_error_may_be_any_text(store: Store) -> None:
+    """Also one that cannot be encoded."""
+    push_and_claim(store, "a").release(retry("a", error="half a pair: \ud800"))
+
+    assert read(store).errors == {"a": "half a pair: ?"}
+
+
 def test_a_delay_is_bounded(store: Store, clock: Clock) -> None:
     """By seven days."""
     week_ms = 7 * 24 * 3600 * SECOND

@@ -9,8 +9,8 @@ import redis
 
 from redis_batches.config import Settings
 from redis_batches.embedded import EmbeddedServer
-from redis_batches.errors import StoreError
-from redis_batches.scripts import PRELUDE, load_scripts, load_sources
+from redis_batches.errors import ScriptReplyError, StoreError
+from redis_batches.scripts import PRELUDE, Script, load_scripts, load_sources
 from redis_batches.store import Store
 from tests.lua.stage import Stage
 from tests.lua.steps import LEASE_MS, claim, ids_of, place, push
@@ -44,6 +44,27 @@ def test_a_value_that_is_missing_is_an_error(store: Store) -> None:
     """It cannot shift the others by a slot."""
     with pytest.raises(KeyError, match="lease_ms"):
         store.run("extend", token="token", fence=1)
+
+
+@pytest.mark.parametrize("reply", ["1", "{}", "{1}", "'text'"])
+def test_a_reply_that_no_script_gives_is_an_error(store: Store, reply: str) -> None:
+    """It may be another command's."""
+    odd = Script("odd", f"return {reply}", "")
+
+    with pytest.raises(ScriptReplyError, match="which no script does"):
+        odd(store.client, store.keys)
+
+
+def test_a_push_says_what_became_of_each_request(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply that says it of fewer is not believed."""
+    head = load_sources()["push"].partition("\n\n")[0]
+    odd = Script("push", f"{head}\nreturn {{'pushed', 0, '1'}}", "")
+    monkeypatch.setattr("redis_batches.store.load_scripts", lambda: {"push": odd})
+
+    with pytest.raises(ScriptReplyError, match="push answered"):
+        push(Store(store.client, store.settings, store.task), "a")
 
 
 def now_ms(client: redis.Redis) -> int:

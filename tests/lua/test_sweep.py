@@ -429,6 +429,43 @@ def test_a_task_that_cannot_be_swept_does_not_stop_the_others(
     assert "cannot sweep shop.broken" in caplog.text
 
 
+def test_a_greeting_that_failed_is_made_good(store: Store, clock: Clock, belfry: Belfry) -> None:
+    """At the next tick, though another worker leads."""
+    push(store, *"abc")
+    for _ in range(20):
+        clock.advance(MAX_PAUSE_MS)
+        sweep(store)
+    store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    claims = store.keys.resolve("claims")
+    store.client.set(claims, "foreign")
+    sweeper = sweeper_of(belfry, store, name="bert")
+    sweeper.tick()
+    store.client.delete(claims)
+    sweeper.tick()
+
+    assert len(belfry.rung) == 1
+
+
+def test_a_batch_that_cannot_be_taken_back_keeps_no_other_waiting(
+    store: Store, clock: Clock, belfry: Belfry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tick ends all the same, and the next one is not at once."""
+    monkeypatch.setattr("redis_batches.sweeper.SWEEP_LIMIT", 1)
+    broken = push_and_claim(store, "a")
+    clock.advance(1)
+    push(store, "b", group=OTHER)
+    claim(store, force=True, group=OTHER)
+    clock.advance(LEASE_MS)
+    store.client.set(store.keys.pending(GROUP.id), "foreign")
+
+    wait = sweeper_of(belfry, store).tick()
+
+    assert store.waiting(OTHER.id) == 1
+    assert wait >= 0.02
+    store.client.delete(store.keys.pending(GROUP.id))
+    assert broken.ack() == 1
+
+
 def test_a_sweep_of_a_foreign_key_is_an_error(store: Store) -> None:
     """It is not taken for empty."""
     store.client.set(store.keys.resolve("delayed"), "foreign")

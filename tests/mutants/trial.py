@@ -37,6 +37,8 @@ _NEAREST = {
     "canceller": ["tests/lua/test_cancel.py", "tests/unit/test_revoke.py"],
     "codec": ["tests/unit/test_codec.py"],
     "completion": ["tests/unit/test_runner.py"],
+    "doorbell": ["tests/unit/test_doorbell.py"],
+    "heartbeat": ["tests/unit/test_heartbeat.py"],
     "inspector": ["tests/lua/test_inspector.py"],
     "lease": ["tests/lua/test_ack.py", "tests/lua/test_release.py", "tests/lua/test_extend.py"],
     "remote": ["tests/unit/test_revoke.py"],
@@ -73,9 +75,15 @@ def stages(mutant: Mutant | None, quick: bool = False) -> Iterator[Tests]:
     """Yields what to run for a mutant, or for the code as it is; if quick, without real workers."""
     if mutant is not None and (nearest := _nearest(mutant)):
         yield (*nearest, *_NO_REAL_SERVER)
-    yield ("tests/lua", "tests/unit", "--ignore=tests/unit/test_embedded.py", *_NO_REAL_SERVER)
     simulation = "tests/properties/test_simulation.py"
-    yield ("tests/properties", f"--ignore={simulation}")
+    quick_ones = [
+        ("tests/lua", *_NO_REAL_SERVER),
+        ("tests/unit", "--ignore=tests/unit/test_embedded.py"),
+        ("tests/properties", f"--ignore={simulation}"),
+    ]
+    if mutant is not None and mutant.file.startswith("redis_batches/"):
+        quick_ones.append(quick_ones.pop(0))
+    yield from quick_ones
     yield (simulation, "-k", "fakeredis")
     yield ("tests/lua", "-k", "real or stage")
     yield ("tests/integration/test_server_faults.py",)

@@ -1,0 +1,67 @@
+"""The heartbeat keeps leases for as long as their batches run."""
+
+from __future__ import annotations
+
+import fakeredis
+import pytest
+
+from redis_batches.config import Settings
+from redis_batches.heartbeat import Heartbeat
+from redis_batches.lease import Lease
+from redis_batches.store import Store
+from tests.conftest import Clock, wait_until
+from tests.lua.steps import GROUP, LEASE_MS, SECOND, TRIGGER, push_and_claim, read
+
+
+@pytest.fixture
+def stores(clock: Clock) -> list[Store]:
+    """Two tasks on one server."""
+    client = fakeredis.FakeRedis()
+    return [Store(client, Settings(), name, clock) for name in ("one", "other")]
+
+
+def expiry_of(store: Store, lease: Lease) -> int:
+    """Returns when a lease ends, in ms."""
+    return read(store).leases[lease.token]
+
+
+def test_a_lease_is_kept_while_its_batch_runs(stores: list[Store], clock: Clock) -> None:
+    """By a thread of its own, and not for longer."""
+    store, heartbeat = stores[0], Heartbeat(0.01)
+    lease = push_and_claim(store, "a")
+    with heartbeat.keep(lease):
+        clock.advance(SECOND)
+        wait_until(
+            lambda: expiry_of(store, lease) == clock.now_ms + LEASE_MS,
+            description="the lease is extended",
+        )
+    kept = expiry_of(store, lease)
+    clock.advance(SECOND)
+    heartbeat.tick()
+
+    assert expiry_of(store, lease) == kept
+
+
+def test_a_lease_that_cannot_be_extended_stops_no_other(stores: list[Store], clock: Clock) -> None:
+    """It is tried again soon."""
+    broken, sound = (push_and_claim(store, "a") for store in stores)
+    heartbeat = Heartbeat(60)
+    with heartbeat.keep(broken), heartbeat.keep(sound):
+        claims = stores[0].keys.resolve("claims")
+        stores[0].client.delete(claims)
+        stores[0].client.set(claims, "foreign")
+        clock.advance(SECOND)
+
+        assert heartbeat.tick() == 6
+        assert expiry_of(stores[1], sound) == clock.now_ms + LEASE_MS
+
+
+def test_a_lease_that_was_lost_is_left_alone(stores: list[Store]) -> None:
+    """Its run is told once."""
+    store, heartbeat = stores[0], Heartbeat(60)
+    lease = push_and_claim(store, "a")
+    store.reclaim(lease.token, GROUP.id, TRIGGER, seen_dead=True)
+    with heartbeat.keep(lease):
+        heartbeat.tick()
+        assert lease.lost
+        assert heartbeat.tick() == 60

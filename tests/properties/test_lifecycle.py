@@ -29,7 +29,9 @@ class Lifecycle(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        logging.getLogger("celery").setLevel(logging.CRITICAL)
+        self.logger = logging.getLogger("celery")
+        self.level = self.logger.level
+        self.logger.setLevel(logging.CRITICAL)
         self.context = in_process(
             self.function,
             FLUSH_EVERY,
@@ -163,6 +165,7 @@ class Lifecycle(RuleBasedStateMachine):
             while self.here.bells:
                 self.answer(force=False)
         self.context.__exit__(None, None, None)
+        self.logger.setLevel(self.level)
         assert not self.open
 
 

@@ -475,7 +475,10 @@ def test_requests_that_fail_are_logged(caplog: pytest.LogCaptureFixture) -> None
     def function(requests: list[SimpleRequest]) -> list[Any]:
         return [Wrong("no") if request.args[0] % 2 else 1 for request in requests]
 
-    with in_process(function, 4, ignore_result=True) as here:
+    with (
+        in_process(function, 4, ignore_result=True) as here,
+        caplog.at_level("INFO", "celery.task"),
+    ):
         results = [here.task.delay(number) for number in range(4)]
         answer(here)
 
@@ -560,7 +563,7 @@ def test_a_run_that_wakes_after_its_hard_time_limit_gives_no_advice(
         Runner(here.task, store).fail(batch.lease.group, batch.token, TimeLimitExceeded(1))
         raise KeyboardInterrupt
 
-    with in_process(function, 1) as here, caplog.at_level("INFO"):
+    with in_process(function, 1) as here, caplog.at_level("INFO", "celery.task"):
         here.task.delay()
         with pytest.raises(KeyboardInterrupt):
             here.answer(force=True)

@@ -28,6 +28,8 @@ _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+::\S+)", re.MULTILINE)
 #: Seconds without a test that ends: what a mutant keeps busy for so long is caught, too. Each test
 #: may take as long as the machine is slow.
 SILENCE = 120
+#: Seconds that tests have to end the processes that they have started.
+GRACE = 20
 #: Arguments of pytest.
 Tests: TypeAlias = tuple[str, ...]
 
@@ -177,8 +179,10 @@ def _read(process: subprocess.Popen[str]) -> str | None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends the tests and what they started in their session."""
-    try:
+    """Ends the tests: what they have started, they end if they still can."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return

@@ -94,6 +94,16 @@ def test_a_full_batch_of_requeued_letters_is_rung_for(
     assert [(bells.count, bells.route) for bells in rung] == [(1, GROUP.route)]
 
 
+def test_what_is_no_dead_letter_is_not_requeued(store: Store, inspector: Inspector) -> None:
+    """It waits, or runs, and would do so twice."""
+    push(store, "runs")
+    claim(store)
+    push(store, "waits")
+
+    assert inspector.requeue(["runs", "waits"]) == 0
+    assert store.waiting(GROUP.id) == 1
+
+
 def test_hundreds_of_dead_letters_are_requeued(store: Store, inspector: Inspector) -> None:
     """A page at a time."""
     for first in range(0, 1100, 10):

@@ -552,6 +552,19 @@ def test_the_batch_of_a_run_that_died_is_taken_back(exc: Exception, left: int) -
         assert (stats["waiting"], stats["running"]) == (left, 0)
 
 
+@pytest.mark.parametrize("exc", [WorkerLostError("killed"), TimeLimitExceeded(1)])
+def test_a_death_on_another_worker_leaves_the_batch_alone(exc: Exception) -> None:
+    """The doorbell was delivered there, too, and its batch runs well here."""
+    with in_process(first_argument, 1) as here:
+        bell, lease = claimed_by_a_second_delivery(here)
+        bell.hostname = "other@here"
+
+        take_back(here.task.app, bell, exc)
+
+        assert lease.extend()
+        assert here.task.stats()["running"] == 1
+
+
 def test_a_run_that_wakes_after_its_hard_time_limit_gives_no_advice(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

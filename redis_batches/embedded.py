@@ -5,18 +5,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import queue
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from redis_batches.child import Child
 from redis_batches.errors import BatchesError, ServerNotFound
 
 ENVIRONMENT_VARIABLE = "REDIS_BATCHES_SERVER"
@@ -28,15 +25,6 @@ STOP_GRACE = 5.0
 PORT_ATTEMPTS = 10
 #: A cluster's nodes talk to each other on ports 10,000 above.
 HIGHEST_PORT = 55_535
-
-# 1 is PR_SET_PDEATHSIG. A child sets it on itself, then becomes the server: `preexec_fn` is
-# unsafe beside threads. If the parent died first, `getppid()` is no longer its pid.
-_DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 @contextlib.contextmanager
@@ -136,8 +124,7 @@ class EmbeddedServer:
         self._folder: Path | None = None
         self._port = 0
         self._owner = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._keeper: threading.Thread | None = None
+        self._child: Child | None = None
 
     @property
     def port(self) -> int:
@@ -152,9 +139,7 @@ class EmbeddedServer:
     @property
     def pid(self) -> int | None:
         """The server's process id, or None while it does not run."""
-        if self._process is None or self._process.poll() is not None:
-            return None
-        return self._process.pid
+        return self._child.pid if self._child else None
 
     def __enter__(self) -> EmbeddedServer:
         self.start()
@@ -210,7 +195,7 @@ class EmbeddedServer:
         keep_port = self._port != 0
         for _ in range(PORT_ATTEMPTS):
             if not keep_port:
-                self._port = _free_port()
+                self._port = free_port()
             self._spawn(executable, log)
             if self._wait_until_ready():
                 return
@@ -222,39 +207,12 @@ class EmbeddedServer:
         raise BatchesError("\n".join([f"{executable} did not start; its log ends:", *last_lines]))
 
     def _spawn(self, executable: str, log: Path) -> None:
+        log.unlink(missing_ok=True)
         options = {"bind": HOST, "port": str(self._port), "dir": str(log.parent), **self._options}
         command = [executable]
         for name, value in options.items():
             command += [f"--{name}", value]
-        if sys.platform == "linux":
-            command = [sys.executable, "-ISc", _DIE_WITH_PARENT, str(os.getpid()), *command]
-        outcome: queue.SimpleQueue[subprocess.Popen[bytes] | OSError] = queue.SimpleQueue()
-
-        # Linux ends the child when the *thread* that made it ends, not the process: so a thread
-        # of its own makes it, and lives until the server has ended.
-        def keep() -> None:
-            try:
-                with log.open("wb") as output:
-                    # A session of its own: Ctrl-C ends its users, who then end it.
-                    process = subprocess.Popen(
-                        command,
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=output,
-                        start_new_session=True,
-                    )
-            except OSError as error:
-                outcome.put(error)
-                return
-            outcome.put(process)
-            process.wait()
-
-        keeper = threading.Thread(target=keep, name="embedded-server", daemon=True)
-        keeper.start()
-        spawned = outcome.get()
-        if isinstance(spawned, OSError):
-            raise spawned
-        self._process, self._keeper = spawned, keeper
+        self._child = Child(command, log)
 
     def _wait_until_ready(self) -> bool:
         deadline = time.monotonic() + START_TIMEOUT
@@ -265,15 +223,13 @@ class EmbeddedServer:
         return False
 
     def _end(self, by: signal.Signals) -> None:
-        if self._process and self._keeper:
-            self._process.send_signal(by)
-            self._keeper.join(STOP_GRACE)
-            self._process.kill()
-            self._keeper.join()
-        self._process = self._keeper = None
+        if self._child:
+            self._child.end(by, STOP_GRACE)
+        self._child = None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a port of 127.0.0.1 that nobody listens on; a cluster's bus has room above it."""
     while True:
         with socket.socket() as listener:
             listener.bind((HOST, 0))

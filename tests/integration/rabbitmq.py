@@ -5,20 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import threading
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
 
 from amqp.exceptions import NotFound
 from kombu import Connection, pools
 
-from redis_batches.embedded import _DIE_WITH_PARENT, HOST
+from redis_batches.child import Child
+from redis_batches.embedded import HOST, free_port
 from tests.conftest import wait_until
 
 #: Not the wrapper on the PATH of Debian, which runs it as another user in /var/lib.
@@ -31,59 +26,6 @@ def find_rabbitmq() -> str | None:
     """Returns the server's start script, or None if RabbitMQ or Erlang is not installed."""
     found = next(filter(None, map(shutil.which, EXECUTABLES)), None)
     return found if shutil.which("epmd") and shutil.which("erl") else None
-
-
-def free_port() -> int:
-    """Returns a port that nobody listens on."""
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-class Child:
-    """A process that ends with this one, whatever ends it; on Linux also by SIGKILL.
-
-    Args:
-        command: The program and its arguments.
-        env: Its environment.
-        log: Where its output goes.
-    """
-
-    def __init__(self, command: Sequence[str], env: dict[str, str], log: Path) -> None:
-        if sys.platform == "linux":
-            guard = [sys.executable, "-ISc", _DIE_WITH_PARENT, str(os.getpid())]
-            command = [*guard, str(shutil.which(command[0])), *command[1:]]
-        made: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-
-        # Linux ends the child with the *thread* that made it: this one lives as long as the child.
-        def keep() -> None:
-            with log.open("ab") as output:
-                process = subprocess.Popen(
-                    command,
-                    env=env,
-                    cwd=log.parent,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-            made.put(process)
-            process.wait()
-
-        self._keeper = threading.Thread(target=keep, daemon=True)
-        self._keeper.start()
-        self._process = made.get(timeout=10)
-
-    @property
-    def runs(self) -> bool:
-        """Whether it has not ended."""
-        return self._process.poll() is None
-
-    def end(self, by: signal.Signals = signal.SIGTERM) -> None:
-        """Ends it, by force after a while."""
-        self._process.send_signal(by)
-        self._keeper.join(STOP_GRACE)
-        self._process.kill()
-        self._keeper.join()
 
 
 class RabbitMQ:
@@ -109,8 +51,9 @@ class RabbitMQ:
         env = self._environment()
         mapper = ["epmd", "-address", HOST, "-port", str(self._mapper_port)]
         try:
-            self._children.append(Child(mapper, env, self._log))
-            self._children.append(Child([self._executable], env, self._log))
+            self._children.append(Child(mapper, self._log, env=env, cwd=self._folder))
+            server = Child([self._executable], self._log, env=env, cwd=self._folder)
+            self._children.append(server)
             wait_until(self._answers, START_TIMEOUT, description="RabbitMQ answers")
         except BaseException:
             self.__exit__()
@@ -122,7 +65,7 @@ class RabbitMQ:
             if pool.connection.transport.driver_type == "amqp":
                 pool.force_close_all()
         for child in reversed(self._children):
-            child.end()
+            child.end(signal.SIGTERM, STOP_GRACE)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def purge(self, *queues: str) -> None:
@@ -162,7 +105,7 @@ class RabbitMQ:
 
     def _answers(self) -> bool:
         log = self._log.read_text(errors="replace")[-2000:]
-        assert all(child.runs for child in self._children), f"RabbitMQ ended:\n{log}"
+        assert all(child.pid for child in self._children), f"RabbitMQ ended:\n{log}"
         try:
             with Connection(self.url, connect_timeout=2) as connection:
                 connection.connect()

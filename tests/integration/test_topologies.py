@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from celery import Celery
 from redis_batches import Batches, SimpleRequest, StoreError, batched_task
 from redis_batches.config import Settings
 from redis_batches.connection import connect
-from redis_batches.embedded import EmbeddedServer, find_executable
+from redis_batches.embedded import EmbeddedServer, find_executable, free_port
 from redis_batches.lease import Lease
 from redis_batches.model import Group, Outgoing, Status, Trigger
 from redis_batches.server import check_server
@@ -57,13 +56,6 @@ def make_task(app: Celery) -> Batches:
     def click(requests: list[SimpleRequest]) -> None: ...
 
     return click
-
-
-def free_port() -> int:
-    """Returns a port that nobody uses."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture

@@ -107,9 +107,9 @@ def test_a_port_taken_meanwhile_is_given_up(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ):
     """A server of somebody else on the chosen port is not mistaken for ours."""
-    free_port = embedded._free_port
+    free_port = embedded.free_port
     ports = iter([server.port, server.port, free_port()])
-    monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
+    monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
     with EmbeddedServer() as other:
         assert other.port != server.port
         assert ping(other.url)

@@ -17,7 +17,7 @@ from redis_batches.errors import LeaseLost, ResultCountError, ResultKeyError, Re
 from redis_batches.lease import Lease
 from redis_batches.model import Bells, Outcome, Verb
 from redis_batches.request import SimpleRequest
-from redis_batches.results import CHUNK
+from redis_batches.results import CHUNK, again
 
 if TYPE_CHECKING:
     from redis_batches.task import Batches
@@ -250,15 +250,21 @@ class Batch:
         Returns:
             Whether it will run again.
         """
-        # Those that failed together wait together: jitter must not scatter a batch.
-        failure = (type(exc), request.retries)
-        if failure not in self._plans:
-            self._plans[failure] = self.task.autoretry_plan(exc, request.retries)
-        plan = self._plans[failure]
+        plan = self._plan(request, exc)
         if plan is None:
             self.fail(request, exc)
             return False
         return self.retry(request, exc=exc, verb=verb, **plan)
+
+    def _plan(self, request: SimpleRequest, exc: Exception) -> dict[str, Any] | None:
+        """Returns how a failure is retried, if at all.
+
+        Those that failed together wait together: jitter must not scatter a batch.
+        """
+        failure = (type(exc), request.retries)
+        if failure not in self._plans:
+            self._plans[failure] = self.task.autoretry_plan(exc, request.retries)
+        return self._plans[failure]
 
     def take_raised(self, exc: Exception) -> bool:
         """Settles what is undecided by what the function raised.
@@ -376,16 +382,13 @@ class Batch:
     def _is_plain_and_final(self, request: SimpleRequest, value: Any) -> bool:
         if not completion.is_plain(request):
             return False
-        return not (
-            isinstance(value, Exception)
-            and self.task.autoretry_plan(value, request.retries) is not None
-        )
+        return not (isinstance(value, Exception) and self._plan(request, value) is not None)
 
     def _try_together(
         self, outcomes: Sequence[tuple[SimpleRequest, Any]], store: bool
     ) -> list[SimpleRequest]:
         tell = partial(completion.tell_together, self.task, outcomes, self.confirm, store=store)
-        return completion.again(tell)
+        return again(tell)
 
     def _forget(self, request: SimpleRequest, stored: bool | None) -> None:
         """Notes a told request as finished; at once where nothing else would tell a second run."""

@@ -6,12 +6,12 @@ part of a chord: see `celery.app.trace`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from celery import group, signals, signature, states
 from celery._state import _task_stack  # type: ignore[attr-defined]
@@ -24,7 +24,7 @@ from kombu.exceptions import OperationalError
 
 from redis_batches.errors import BacklogFull
 from redis_batches.request import SimpleRequest
-from redis_batches.results import CHUNK, Changed, Confirm, Gathering, can_gather, states_of
+from redis_batches.results import CHUNK, Confirm, Gathering, again, can_gather, states_of
 from redis_batches.results import store as store_state
 from redis_batches.scripts import chunked
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from redis_batches.task import Batches
 
 logger = get_task_logger(__name__)
-_T = TypeVar("_T")
 
 
 def go_on(task: Batches, request: SimpleRequest, value: Any) -> None:
@@ -178,7 +177,7 @@ def tell_failure(task: Batches, request: SimpleRequest, exc: Exception, confirm:
     guarded = store and can_gather(task.backend) and not (request.embed or {}).get("chain")
     if guarded:
         store_state(task.backend, request.id, failure, states.FAILURE, confirm, **more)
-    if not guarded:
+    else:
         confirm()
     with _current(task, request.context):
         task.backend.mark_as_failure(
@@ -232,13 +231,6 @@ def _tell_started(task: Batches, requests: Sequence[SimpleRequest], confirm: Con
             meta = {"hostname": request.hostname}
             found.note(request.id, meta, states.STARTED, request=request.context)
         found.send()
-
-
-def again(tell: Callable[[], _T]) -> _T:
-    """Tells until nobody else told one of the calls between reading and storing its state."""
-    while True:
-        with suppress(Changed):
-            return tell()
 
 
 def settled(

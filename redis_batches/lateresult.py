@@ -41,6 +41,7 @@ class LateResult(_Base):
         # As the base class, but for `on_ready`, a promise: half of the time that it takes.
         self.app = app or self.app or app_or_default()
         self.id = id
+        self._task_name = task_name
         self.backend = backend or self.app.backend
         self.parent = parent
         self._cache = None

@@ -13,13 +13,15 @@ such guard: there a state is stored right after the lease was confirmed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from celery.backends.redis import RedisBackend
 from redis.exceptions import WatchError
 
 Confirm: TypeAlias = Callable[[], object]
+_T = TypeVar("_T")
 
 #: Calls whose states are read and stored together, and bytes after which no more join them.
 CHUNK = 500
@@ -58,14 +60,20 @@ def store(
     backend: Any, task_id: str, result: Any, state: str, confirm: Confirm | None, **more: Any
 ) -> None:
     """Stores one state, as `Backend.store_result` does, unless the lease was lost."""
+
+    def try_to() -> None:
+        with states_of(backend, [task_id], confirm) as found:
+            found.note(task_id, result, state, **more)
+            found.send()
+
+    again(try_to)
+
+
+def again(tell: Callable[[], _T]) -> _T:
+    """Tells until nobody else told one of the calls between reading and storing its state."""
     while True:
-        try:
-            with states_of(backend, [task_id], confirm) as found:
-                found.note(task_id, result, state, **more)
-                found.send()
-        except Changed:
-            continue
-        return
+        with suppress(Changed):
+            return tell()
 
 
 class OneByOne:

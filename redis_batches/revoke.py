@@ -66,17 +66,6 @@ def _canceller(task: Batches, store: Store | None) -> Canceller:
 class BatchResult(LateResult):
     """The result of one call of a batch task; `revoke` needs no worker for what waits."""
 
-    def __init__(
-        self,
-        id: str,
-        backend: Any = None,
-        task_name: str | None = None,
-        app: Any = None,
-        parent: Any = None,
-    ) -> None:
-        super().__init__(id, backend, task_name, app, parent)
-        self._task_name = task_name
-
     def revoke(
         self,
         connection: Any = None,

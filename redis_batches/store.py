@@ -183,9 +183,8 @@ class Store:
         if word != "claimed":
             return Idle(word, int(reply[1]) if word == "not_due" else 0)
         _, fence, started_ms, signals, route, *rows = reply
-        requests = tuple(read_row(*rows[i : i + 3]) for i in range(0, len(rows), 3))
         bells = Bells(group, text(route), signals, int(started_ms))
-        return Lease(self, trigger, token, group, int(fence), int(started_ms), bells, requests)
+        return self._lease(trigger, token, int(fence), bells, rows)
 
     def cancel(
         self, group: str, ids: Sequence[str], trigger: Trigger, *, token: str = ""
@@ -220,10 +219,15 @@ class Store:
         )
         if not rows:
             return None, found
-        requests = tuple(read_row(*rows[i : i + 3]) for i in range(0, len(rows), 3))
         bells = Bells(group, text(route), 0, int(started_ms))
-        lease = Lease(self, trigger, token, group, int(fence), int(started_ms), bells, requests)
-        return lease, found
+        return self._lease(trigger, token, int(fence), bells, rows), found
+
+    def _lease(
+        self, trigger: Trigger, token: str, fence: int, bells: Bells, rows: Sequence[bytes]
+    ) -> Lease:
+        """Returns a lease on what a script answered: entry, record and value of each request."""
+        requests = tuple(read_row(*rows[i : i + 3]) for i in range(0, len(rows), 3))
+        return Lease(self, trigger, token, bells.group, fence, bells.rung_ms, bells, requests)
 
     def sweep(
         self,

@@ -156,9 +156,8 @@ class Campaign:
         return answers
 
     def _sample(self, seconds: float) -> Sample:
-        waiting = sum(store.stats()["waiting"] for store in self._stores.values())
         memory = int(self._client.info("memory")["used_memory"])
-        return Sample(seconds, memory, int(self._client.dbsize()), waiting)
+        return Sample(seconds, memory, int(self._client.dbsize()), self._total("waiting"))
 
     def _is_drained(self) -> bool:
         stats = [store.stats() for store in self._stores.values()]

@@ -120,8 +120,9 @@ def check(evidence: Evidence) -> Report:
         "stray keys": [f"{key}: {value}" for key, value in evidence.strays.items()],
         "not drained": [] if evidence.drained is not None else ["requests still wait or run"],
     }
-    recoveries = [seconds for seconds, _ in _recoveries(evidence)]
-    undisturbed = [seconds for seconds, alone in _recoveries(evidence) if alone]
+    found = [*_recoveries(evidence)]
+    recoveries = [seconds for seconds, _ in found]
+    undisturbed = [seconds for seconds, alone in found if alone]
     early, late = _growth(evidence.samples)
     waits = [max(run.waited) for run in runs if run.attempts[0] == 1]
     report.figures = {

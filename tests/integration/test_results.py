@@ -18,6 +18,7 @@ from redis_batches.codec import Envelope
 from redis_batches.embedded import EmbeddedServer
 from redis_batches.lease import Lease
 from redis_batches.model import Attempts, Bells, Claimed, Trigger
+from redis_batches.results import again
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
 Outcomes = list[tuple[SimpleRequest, Any]]
@@ -261,7 +262,7 @@ def test_a_run_that_was_paused_while_it_told_changes_nothing(
         lambda confirm: completion.tell_failure(task, request, raised("late"), confirm),
         lambda confirm: completion.tell_success(task, request, "late", confirm, store=True),
         lambda confirm: completion.tell_started(task, [request], confirm),
-        lambda confirm: completion.again(
+        lambda confirm: again(
             lambda: completion.tell_together(task, [(request, "late")], confirm, store=True)
         ),
     ]
@@ -296,7 +297,7 @@ def test_a_connection_that_is_lost_meanwhile_is_no_outcome(
     completion.tell_success(stored.task, stored.request("a", {}), 7, hold, store=True)
     outcomes = [(stored.request("b", {}), 8)]
     lost.clear()
-    completion.again(lambda: completion.tell_together(stored.task, outcomes, hold, store=True))
+    again(lambda: completion.tell_together(stored.task, outcomes, hold, store=True))
 
     assert [stored.task.AsyncResult(task_id).result for task_id in "ab"] == [7, 8]
 

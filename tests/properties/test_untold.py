@@ -267,6 +267,15 @@ def dies(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
+def answer_and_die(here: InProcess, owner: object, name: str) -> None:
+    """Answers a doorbell, and dies instead of calling a function; nothing is settled after that."""
+    with pytest.MonkeyPatch.context() as patch:
+        for where, what in (owner, name), (Lease, "ack"), (Lease, "release"):
+            patch.setattr(where, what, dies)
+        with suppress(KeyboardInterrupt):
+            here.answer()
+
+
 def answer_until_acked(here: InProcess, group: str, count: int) -> None:
     """Takes back what a dead run held, and answers doorbells until everything is acked."""
     store = here.task.inspector._store
@@ -292,12 +301,7 @@ def test_a_chord_part_that_was_stored_and_not_counted_is_counted(result: Any) ->
         backend = here.task.backend
         part = here.task.apply_async((1,), chord=here.task.s(), group_id="g")
         (group,) = here.task.inspector._store.groups()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(backend, "on_chord_part_return", dies)
-            for name in ("ack", "release"):
-                patch.setattr(Lease, name, dies)
-            with suppress(KeyboardInterrupt):
-                here.answer()
+        answer_and_die(here, backend, "on_chord_part_return")
         state = part.state
         backend.on_chord_part_return = lambda request, state, *_, **__: counted.append(
             (request.id, state)
@@ -313,12 +317,7 @@ def test_a_step_that_runs_twice_sends_the_next_one_once() -> None:
     with in_process(returns_more, 1, results=fakeredis.FakeServer()) as here:
         last = chain(here.task.s(1), here.task.s()).apply_async()
         (group,) = here.task.inspector._store.groups()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(completion, "tell_success", dies)
-            for name in ("ack", "release"):
-                patch.setattr(Lease, name, dies)
-            with suppress(KeyboardInterrupt):
-                here.answer()
+        answer_and_die(here, completion, "tell_success")
         assert here.task.stats()["waiting"] == 1
         answer_until_acked(here, group, 2)
 

@@ -44,7 +44,7 @@ local ended = redis.call('ZSCORE', done, token) or redis.call('ZSCORE', done, lo
 local values, owners = call_many('HMGET', items, ids), call_many('HMGET', own, ids)
 local records = call_many('HMGET', attempts, ids)
 local route = redis.call('HGET', routes, group) or ''
-local fence = math.max(tonumber(redis.call('HGET', stats, 'fence') or 0) + 1, now)
+local fence = next_fence(stats, now)
 local waits = redis.call('LLEN', pending) > 0
 redis.call('LLEN', batch)
 redis.call('ZCARD', leases)
@@ -123,14 +123,10 @@ if known then
   return {'cancelled', claim.fence, int(claim.started_ms), claim.route, places, rows}
 end
 if #entries > 0 then
-  call_many('RPUSH', batch, entries)
-  call_many('HSET', own, held)
-  redis.call('HSET', claims, token, write_claim({
+  open_claim(batch, claims, own, leases, stats, token, {
     group = group, fence = fence, started_ms = now, lease_ms = lease_ms, deadline_ms = 0,
     at_most_once = false, bell = '', route = route,
-  }))
-  redis.call('ZADD', leases, int(now + lease_ms), token)
-  redis.call('HSET', stats, 'fence', int(fence))
+  }, entries, held)
 end
 if not waits and redis.call('ZCARD', delayed) + redis.call('ZCARD', eta) == 0 then
   redis.call('HDEL', routes, group)

@@ -52,7 +52,7 @@ local ended = redis.call('ZSCORE', done, token) or redis.call('ZSCORE', done, lo
 local running = redis.call('HGET', claims, 'bell:' .. bell)
 local route = redis.call('HGET', routes, group) or ''
 local waits_elsewhere = redis.call('ZCARD', delayed) + redis.call('ZCARD', eta) > 0
-local fence = math.max(tonumber(redis.call('HGET', stats, 'fence') or 0) + 1, now)
+local fence = next_fence(stats, now)
 local state = read_bells(redis.call('HGET', bells, group), now)
 local waiting = redis.call('LLEN', pending)
 local any_stale = redis.call('HLEN', stale) > 0
@@ -220,18 +220,13 @@ if cut then
   redis.call('LSET', pending, 0, write_entry(since_ms, level, id))
 end
 local deadline_ms = limit_ms > 0 and now + limit_ms or 0
-local record = write_claim({
+open_claim(batch, claims, own, leases, stats, token, {
   group = group, fence = fence, started_ms = now, lease_ms = lease_ms, deadline_ms = deadline_ms,
   at_most_once = once, bell = bell, route = route,
-})
-call_many('RPUSH', batch, taken)
-call_many('HSET', own, owners)
-redis.call('HSET', claims, token, record)
+}, taken, owners)
 if bell ~= '' then
   redis.call('HSET', claims, 'bell:' .. bell, token)
 end
-redis.call('ZADD', leases, int(now + lease_ms), token)
-redis.call('HSET', stats, 'fence', int(fence))
 redis.call('HINCRBY', stats, 'claimed', 1)
 answer_bell()
 local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)

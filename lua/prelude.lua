@@ -246,6 +246,20 @@ local function write_claim(claim)
   }, '|')
 end
 
+-- The fence of a new claim: larger than any before it, also if a failover lost the last ones.
+local function next_fence(stats, now)
+  return math.max(tonumber(redis.call('HGET', stats, 'fence') or 0) + 1, now)
+end
+
+-- Leases entries to a token; `owners` are their ids, each with token:nonce.
+local function open_claim(batch, claims, own, leases, stats, token, claim, entries, owners)
+  call_many('RPUSH', batch, entries)
+  call_many('HSET', own, owners)
+  redis.call('HSET', claims, token, write_claim(claim))
+  redis.call('ZADD', leases, int(claim.started_ms + claim.lease_ms), token)
+  redis.call('HSET', stats, 'fence', int(claim.fence))
+end
+
 -- Whether a record is that of the claim which a run knows by its fence. A call of `claim` that was
 -- held up for longer than its run is remembered starts another claim under the old token.
 local function is_claim(record, fence)

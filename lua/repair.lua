@@ -20,8 +20,9 @@
 -- ARGV[6+] lost         list  marks:id of what the caller saw in no pending list; at most 500
 --
 -- The marks are those in `stale` if they are of more entries than the caller saw: if they still are
--- the same, they are of a list that was deleted, and would hide a request that comes later. A second entry of a request that waits after all is harmless: a claim skips it. Returns
--- {"repaired", count, signals, route}. Cost O(ids).
+-- the same, they are of a list that was deleted, and would hide a request that comes later. A second
+-- entry of a request that waits after all is harmless: a claim skips it. Returns {"repaired", count,
+-- signals, route}. Cost O(ids).
 local items, pending, own, claims, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local groups, bells, routes = KEYS[6], KEYS[7], KEYS[8]
 local delayed, eta, dead, stale = KEYS[9], KEYS[10], KEYS[11], KEYS[12]

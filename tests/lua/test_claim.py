@@ -504,6 +504,32 @@ def test_a_long_row_of_entries_that_are_gone_is_cleared_in_steps(
         assert ids_of(found) == ["a"]
 
 
+def test_a_worker_that_dies_while_it_clears_such_a_row_is_made_good(
+    store: Store, clock: Clock
+) -> None:
+    """Its doorbell counts as out, so after a pause a sweep rings once more."""
+    pending, trigger = store.keys.pending(GROUP.id), Trigger(3, 0)
+    push(store, "a", trigger=trigger)
+    for _ in range(11):
+        store.client.lpush(pending, *(f"{clock.now_ms}:-:gone" for _ in range(1000)))
+    run = store.run
+
+    def die_after(script: str, **values: Any) -> list[Any]:
+        assert run(script, **values)[0] == "more"
+        raise KeyboardInterrupt
+
+    store.run = die_after  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        try_claim(store, trigger, bell="bell")
+    store.run = run  # type: ignore[method-assign]
+
+    clock.advance(MIN_PAUSE_MS)
+    swept = store.sweep(trigger.interval_ms)
+    assert swept is not None
+    assert [bells.group for bells in swept.bells] == [GROUP.id]
+    assert ids_of(claim(store, trigger, bell="another")) == ["a"]
+
+
 def bells_out(store: Store) -> int:
     """Returns how many doorbells are out."""
     return int(read(store).bells.get(GROUP.id, "0").partition(":")[0])

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from redis_batches.embedded import EmbeddedServer
 from tests.conftest import wait_until
@@ -148,3 +149,11 @@ class Cluster:
         """Ends all processes."""
         for process in self.started:
             process.stop()
+
+
+def wait_until_they_listen(app: Any, workers: int) -> None:
+    """Waits until workers hear broadcasts, which they may not yet when they say "ready."."""
+    wait_until(
+        lambda: len(app.control.ping(timeout=2, limit=workers)) == workers,
+        description=f"{workers} workers hear broadcasts",
+    )

@@ -21,7 +21,7 @@ from redis_batches.embedded import EmbeddedServer
 from redis_batches.store import Store
 from tests.conftest import wait_until
 from tests.integration.ledger import ledger
-from tests.integration.processes import Cluster
+from tests.integration.processes import Cluster, wait_until_they_listen
 
 APP = "tests.integration.apps.arrivals"
 DOUBLE, FULL, TELL = f"{APP}.double", f"{APP}.full", f"{APP}.tell"
@@ -257,6 +257,7 @@ def test_revoked_and_expired_calls_do_not_run(
 ) -> None:
     """They show it, and their messages are acknowledged."""
     worker = cluster.worker()
+    wait_until_they_listen(sender, 1)
     sender.control.revoke("unwanted")
     worker.wait_for("unwanted")
     past = (datetime.now(timezone.utc) - timedelta(minutes=1)).isoformat()

@@ -12,7 +12,7 @@ from celery.exceptions import ChordError, TaskRevokedError
 
 from tests.conftest import wait_until
 from tests.integration.ledger import ledger
-from tests.integration.processes import Cluster
+from tests.integration.processes import Cluster, wait_until_they_listen
 
 APP = "tests.integration.apps.revoking"
 #: Those of the fixture `tasks`; a broadcast with `limit=` ends when all of them have replied.
@@ -26,11 +26,7 @@ def tasks(cluster: Cluster, shop: Any) -> Any:
     """The tasks, with two workers that serve them."""
     for _ in range(WORKERS):
         cluster.worker()
-    # A worker may say that it is ready before it hears broadcasts.
-    wait_until(
-        lambda: len(shop.app.control.ping(timeout=2, limit=WORKERS)) == WORKERS,
-        description="both workers hear broadcasts",
-    )
+    wait_until_they_listen(shop.app, WORKERS)
     return shop
 
 

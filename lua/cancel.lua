@@ -26,8 +26,8 @@
 -- What is marked is not run again, whoever claims it: so if the canceller dies, or what it found
 -- running is retried, the next claimer tells that it was revoked. A pending list is not searched:
 -- the entry that stays in it is noted as stale, and claims skip it.
--- Returns {"cancelled", fence, started_ms, route, {(id, place, group)*}, {(entry, attempts, value)*}}
--- with the requests that are leased now; a place is "leased", "in_flight", "dead", "gone" or
+-- Returns {"cancelled", fence, started_ms, route, {(id, place, group)*}, lengths, rows} with the
+-- rows of the requests that are leased now, as claim has them; a place is "leased", "in_flight", "dead", "gone" or
 -- "elsewhere": it waits in another group. The same token again gets the same lease, or {"ended"}.
 -- Cost O(ids log n).
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -120,7 +120,7 @@ if newly_revoked > 0 then
 end
 if known then
   local claim = read_claim(known)
-  return {'cancelled', claim.fence, int(claim.started_ms), claim.route, places, rows}
+  return {'cancelled', claim.fence, int(claim.started_ms), claim.route, places, joined(rows)}
 end
 if #entries > 0 then
   open_claim(batch, claims, own, leases, stats, token, {
@@ -131,4 +131,4 @@ end
 if not waits and redis.call('ZCARD', delayed) + redis.call('ZCARD', eta) == 0 then
   redis.call('HDEL', routes, group)
 end
-return {'cancelled', int(fence), int(now), route, places, rows}
+return {'cancelled', int(fence), int(now), route, places, joined(rows)}

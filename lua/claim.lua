@@ -30,12 +30,13 @@
 -- ARGV[13] counted      int   0: a worker made this doorbell for itself, it is not one of those out
 -- ARGV[14] follows      int   1: this doorbell was answered by an earlier claim of the same run
 --
--- Returns {"claimed", fence, now_ms, signals, route, (entry, attempts, value)*}, {"busy"} (this
--- doorbell's run is alive under another token), {"ended"} (this run is over: the call arrived late),
--- {"left"} (the doorbells that are out are enough for what waits; only if `follows`),
--- {"not_due", wait_ms}, {"empty"} or {"more"}: it has cleared 10,000 entries of what waits no longer,
--- and more lie behind; the doorbell is not answered yet, the same call again goes on. The same token
--- again gets the same batch. Cost O(flush_every + cleared).
+-- Returns {"claimed", fence, now_ms, signals, route, lengths, rows}, where the rows are entry, record
+-- of attempts and value of each request, all joined; {"busy"} (this doorbell's run is alive under
+-- another token), {"ended"} (this run is over: the call arrived late), {"left"} (the doorbells that
+-- are out are enough for what waits; only if `follows`), {"not_due", wait_ms}, {"empty"} or {"more"}:
+-- it has cleared 10,000 entries of what waits no longer, and more lie behind; the doorbell is not
+-- answered yet, the same call again goes on. The same token again gets the same batch.
+-- Cost O(flush_every + cleared).
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local leases, groups, bells, routes = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local attempts, delayed, eta, done = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
@@ -61,23 +62,24 @@ redis.call('ZCARD', leases)
 redis.call('ZCARD', groups)
 redis.call('HLEN', own)
 redis.call('HLEN', items)
-redis.call('HLEN', attempts)
+local tried_before = redis.call('HLEN', attempts) > 0
 
-local function describe(entries, ids, values, reply)
-  local records, last = call_many('HMGET', attempts, ids), #reply
+local function rows_of(entries, ids, values)
+  local records = tried_before and call_many('HMGET', attempts, ids) or {}
+  local rows, last = {}, 0
   for i, entry in ipairs(entries) do
-    reply[last + 1], reply[last + 2], reply[last + 3] = entry, records[i] or '', values[i] or ''
+    rows[last + 1], rows[last + 2], rows[last + 3] = entry, records[i] or '', values[i] or ''
     last = last + 3
   end
-  return reply
+  return rows
 end
 
 if known then
   local claim = read_claim(known)
-  local reply = {'claimed', claim.fence, int(claim.started_ms), 0, claim.route}
   local entries = owned_entries(batch, own, token)
   local ids = ids_of(entries)
-  return describe(entries, ids, call_many('HMGET', items, ids), reply)
+  local rows = rows_of(entries, ids, call_many('HMGET', items, ids))
+  return {'claimed', claim.fence, int(claim.started_ms), 0, claim.route, joined(rows)}
 end
 if ended then
   return {'ended'}
@@ -152,11 +154,10 @@ end
 -- Takes from the head what is still there and free: one split level, within the limits.
 local taken, taken_ids, values, owners, seen = {}, {}, {}, {}, {}
 local scanned, bytes, cut, level, most = 0, 0, false, nil, flush_every
-local function take(entry, id, value, owner)
+local function take(entry, id, split, value, owner)
   if is_stale(id) or not value or owner or seen[id] then
     return pass(id)
   end
-  local split = tonumber(string.match(entry, '^%d+:([^:]*)')) or 0
   if not level then
     level, most = split, split_limit(flush_every, split)
   end
@@ -177,10 +178,10 @@ end
 local open = waiting > 0
 while open and scanned < waiting and scanned < flush_every + MAX_SKIPPED do
   local entries = redis.call('LRANGE', pending, scanned, scanned + math.min(flush_every, CHUNK) - 1)
-  local ids = ids_of(entries)
+  local ids, splits = ids_of(entries)
   local found, held = redis.call('HMGET', items, unpack(ids)), redis.call('HMGET', own, unpack(ids))
   for i, entry in ipairs(entries) do
-    if not take(entry, ids[i], found[i], held[i]) then
+    if not take(entry, ids[i], tonumber(splits[i]) or 0, found[i], held[i]) then
       open = false
       break
     end
@@ -233,4 +234,5 @@ local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now
 if redis.call('LLEN', pending) == 0 and not waits_elsewhere then
   redis.call('HDEL', routes, group)
 end
-return describe(taken, taken_ids, values, {'claimed', int(fence), int(now), signals, route})
+local rows = rows_of(taken, taken_ids, values)
+return {'claimed', int(fence), int(now), signals, route, joined(rows)}

@@ -32,6 +32,18 @@ local function list(values, first)
   return found
 end
 
+-- Many strings as two, which a client reads several times as fast: their lengths, and all in a row.
+local function joined(strings)
+  local lengths, texts = {}, {}
+  for i, each in ipairs(strings) do
+    -- To write a number takes as long as all else here, and most are equal.
+    local length = #each
+    texts[length] = texts[length] or tostring(length)
+    lengths[i] = texts[length]
+  end
+  return table.concat(lengths, ' '), table.concat(strings)
+end
+
 -- Calls a command with any number of values, a chunk at a time; joins what it returns.
 local function call_many(command, key, values)
   if #values > 0 and #values <= CHUNK then
@@ -57,11 +69,12 @@ local function read_entry(entry)
 end
 
 local function ids_of(entries)
-  local ids = {}
+  local ids, splits = {}, {}
   for i, entry in ipairs(entries) do
-    ids[i] = string.match(entry, '^%d+:[^:]*:(.*)$') or ''
+    local split, id = string.match(entry, '^%d+:([^:]*):(.*)$')
+    ids[i], splits[i] = id or '', split or '0'
   end
-  return ids
+  return ids, splits
 end
 
 local function write_entry(since_ms, split, id)

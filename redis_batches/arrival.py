@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -270,7 +270,7 @@ class Strategy:
         pushed = store.push(arrival.group, task.trigger, [call])
         if pushed.statuses[0] is Status.DONE and arrival.first:
             # Not a redelivery: a new call with the id and the arguments of one that ran just now.
-            call = replace(call, nonce=uuid4().hex[:16])
+            call = call._replace(nonce=uuid4().hex[:16])
             pushed = store.push(arrival.group, task.trigger, [call])
         status = pushed.statuses[0]
         if status is Status.FULL:

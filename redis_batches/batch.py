@@ -163,7 +163,8 @@ class Batch:
         """Takes out requests whose outcome was told before: they go when the batch ends."""
         for request in settled:
             self._open.pop(request.id, None)
-        self.requests = [request for request in self.requests if request.id in self._open]
+        if settled:
+            self.requests = [request for request in self.requests if request.id in self._open]
 
     def tell_rest(self, request: SimpleRequest, meta: Mapping[str, Any]) -> None:
         """Tells what hangs on a request whose outcome was stored by a run that died then."""

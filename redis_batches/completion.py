@@ -83,8 +83,12 @@ def tell_together(
     Raises:
         Changed: Somebody else told one of them.
     """
-    stored = [outcome for outcome in outcomes if _is_stored(task, *outcome, store)]
-    told = [request for request, value in outcomes if not _is_stored(task, request, value, store)]
+    stored, told = [], []
+    for request, value in outcomes:
+        if _is_stored(task, request, value, store):
+            stored.append((request, value))
+        else:
+            told.append(request)
     if not stored or not can_gather(task.backend):
         return told
     extended = task.app.conf.result_extended

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,7 @@ class Status(str, Enum):
     FULL = "full"
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A call on its way into Redis.
 
     Attributes:
@@ -130,8 +129,7 @@ class Attempts:
         return self.tries + self.crashes + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """One request of a claimed batch.
 
     Attributes:

@@ -28,22 +28,22 @@ class SimpleRequest:
         name: The task's name, or the `shadow` name of the call.
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
-        delivery_info: Exchange, routing key and priority of the call.
         hostname: Node name of the worker.
         ignore_result: Whether the call's result is stored nowhere.
         reply_to: Where the rpc result backend answers.
         correlation_id: Used with `reply_to`; the task id, unless another program chose it.
         chord: The chord that the call is a part of, or None.
         attempt: The number of this run of the request; 1 is the first.
-        enqueued_at: When it began to wait (UTC, by the server's clock), or None.
         batch: The batch that it runs in, or None in a copy.
     """
 
     chord: Any = None
     attempt: int = 1
-    enqueued_at: datetime | None = None
+    attempts = Attempts()
     batch: Batch | None = None
     embed: Mapping[str, Any] | None = None
+    _since_ms: int | None = None
+    _derive: tuple[str, Envelope, Mapping[str, Any], bool] | None = None
 
     def __init__(
         self,
@@ -62,14 +62,29 @@ class SimpleRequest:
         self.name = name
         self.args = args
         self.kwargs = {} if kwargs is None else kwargs
-        self.delivery_info = delivery_info or {}
+        if delivery_info:
+            self.delivery_info = delivery_info
         self.hostname = hostname
         self.ignore_result = ignore_result
         self.reply_to = reply_to
         self.correlation_id = correlation_id
-        self._derive: tuple[str, Envelope, Mapping[str, Any], bool] | None = None
         if request_dict is not None:
             self.request_dict = request_dict
+
+    @cached_property
+    def delivery_info(self) -> dict[str, Any]:
+        """Exchange, routing key and priority of the call."""
+        if self._derive is None:
+            return {}
+        _, envelope, route, _ = self._derive
+        return messages.delivery_info(envelope, route)
+
+    @cached_property
+    def enqueued_at(self) -> datetime | None:
+        """When it began to wait (UTC, by the server's clock), or None."""
+        if self._since_ms is None:
+            return None
+        return datetime.fromtimestamp(self._since_ms / 1000, timezone.utc)
 
     @cached_property
     def request_dict(self) -> dict[str, Any]:
@@ -115,8 +130,6 @@ class SimpleRequest:
         moment: Any = maybe_iso8601(text)
         return bool(maybe_make_aware(moment, timezone.utc) < datetime.now(timezone.utc))
 
-    attempts = Attempts()
-
     @classmethod
     def of(
         cls,
@@ -129,25 +142,27 @@ class SimpleRequest:
         ignore_result: bool,
     ) -> SimpleRequest:
         """Returns the request of a claimed entry."""
+        task_id, since_ms, attempts, _ = claimed
         args, kwargs, embed = envelope.body
-        headers = envelope.headers
-        request = cls(
-            claimed.id,
-            headers.get("shadow") or task,
-            tuple(args),
-            kwargs,
-            messages.delivery_info(envelope, route),
-            hostname,
-            headers.get("ignore_result", ignore_result),
-            envelope.properties.get(messages.REPLY_TO),
-            envelope.properties.get(messages.CORRELATION_ID, claimed.id),
-        )
-        request.embed = embed
-        request.chord = embed.get("chord") if embed else None
-        request.attempts = claimed.attempts
-        request.attempt = claimed.attempts.number
-        request.enqueued_at = datetime.fromtimestamp(claimed.since_ms / 1000, timezone.utc)
-        request._derive = (task, envelope, route, ignore_result)
+        headers, properties = envelope.headers, envelope.properties
+        request = cls.__new__(cls)
+        # All at once, and the rest when it is asked for: this runs for every request.
+        request.__dict__ = {
+            "id": task_id,
+            "name": headers.get("shadow") or task,
+            "args": tuple(args),
+            "kwargs": kwargs,
+            "hostname": hostname,
+            "ignore_result": headers.get("ignore_result", ignore_result),
+            "reply_to": properties.get(messages.REPLY_TO),
+            "correlation_id": properties.get(messages.CORRELATION_ID, task_id),
+            "embed": embed,
+            "chord": embed.get("chord") if embed else None,
+            "attempts": attempts,
+            "attempt": attempts.number,
+            "_since_ms": since_ms,
+            "_derive": (task, envelope, route, ignore_result),
+        }
         return request
 
     def succeed(self, value: Any = None) -> None:
@@ -187,7 +202,9 @@ class SimpleRequest:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to the running batch."""
-        state = {**self.__dict__, "request_dict": self.request_dict, "_derive": None}
+        derived = ("request_dict", "delivery_info")
+        state = {**self.__dict__, **{name: getattr(self, name) for name in derived}}
+        state["_derive"] = None
         state.pop("batch", None)
         state.pop("context", None)
         return state

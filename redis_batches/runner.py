@@ -283,18 +283,17 @@ class Runner:
         """
         task = self._task
         seen_before = [request for request in batch.requests if ran or request.attempt > 1]
-        settled = completion.settled(task, seen_before)
+        settled = completion.settled(task, seen_before) if seen_before else []
         for request, meta in settled:
             batch.tell_rest(request, meta)
         batch.leave_out([request for request, _ in settled])
         for request, exc in hopeless:
             batch.give_up(request, exc)
         if not ran:
-            discarded = [(request, _why_not(request)) for request in batch.requests]
+            discarded = [(r, reason) for r in batch.requests if (reason := _why_not(r))]
             for request, reason in discarded:
-                if reason is not None:
-                    batch.revoke(request, reason)
-            batch.leave_out([request for request, reason in discarded if reason is not None])
+                batch.revoke(request, reason)
+            batch.leave_out([request for request, _ in discarded])
             completion.tell_started(task, batch.requests, batch.confirm)
 
 

@@ -182,9 +182,9 @@ class Store:
         word = reply[0]
         if word != "claimed":
             return Idle(word, int(reply[1]) if word == "not_due" else 0)
-        _, fence, started_ms, signals, route, *rows = reply
+        _, fence, started_ms, signals, route, lengths, rows = reply
         bells = Bells(group, text(route), signals, int(started_ms))
-        return self._lease(trigger, token, int(fence), bells, rows)
+        return self._lease(trigger, token, int(fence), bells, parted(lengths, rows))
 
     def cancel(
         self, group: str, ids: Sequence[str], trigger: Trigger, *, token: str = ""
@@ -212,11 +212,12 @@ class Store:
         )
         if reply[0] == "ended":
             return None, ()
-        _, fence, started_ms, route, places, rows = reply
+        _, fence, started_ms, route, places, lengths, joined = reply
         found = tuple(
             Found(text(places[i]), Place(text(places[i + 1])), text(places[i + 2]))
             for i in range(0, len(places), 3)
         )
+        rows = parted(lengths, joined)
         if not rows:
             return None, found
         bells = Bells(group, text(route), 0, int(started_ms))
@@ -354,13 +355,26 @@ class Store:
         }
 
 
+#: Of a request that has not run before.
+NO_ATTEMPTS = Attempts()
+
+
+def parted(lengths: bytes, joined: bytes) -> list[bytes]:
+    """Returns the strings that a script joined."""
+    found, end = [], 0
+    for length in map(int, lengths.split()):
+        start, end = end, end + length
+        found.append(joined[start:end])
+    return found
+
+
 def read_row(entry: bytes, attempts: bytes, value: bytes) -> Claimed:
     """Returns a request of its entry, its record of attempts and its stored value."""
-    since_ms, _, task_id = text(entry).split(":", 2)
+    since_ms, _, task_id = entry.decode(errors="replace").split(":", 2)
     _, _, rest = value.partition(b":")
     _, _, envelope = rest.partition(b":")
     if not attempts:
-        return Claimed(task_id, int(since_ms), Attempts(), envelope)
+        return Claimed(task_id, int(since_ms), NO_ATTEMPTS, envelope)
     tries, crashes, alone, split, lost, tried_ms, *revoked = map(int, attempts.split(b":"))
     state = Attempts(tries, crashes, alone, split, bool(lost), tried_ms, any(revoked))
     return Claimed(task_id, int(since_ms), state, envelope)

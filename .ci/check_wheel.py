@@ -11,8 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LOAD_SCRIPTS = """
 import json
 import redis_batches
-from redis_batches.scripts import load_sources
-print(json.dumps({"file": redis_batches.__file__, "scripts": load_sources()}))
+from redis_batches.scripts import folder, load_sources
+load_sources()
+scripts = [str(path.relative_to(folder())) for path in folder().rglob("*.lua")]
+print(json.dumps({"file": redis_batches.__file__, "scripts": scripts}))
 """
 
 
@@ -22,7 +24,7 @@ def main() -> None:
         loaded = load_from(install(build_wheel(folder), folder), folder)
     if not Path(loaded["file"]).is_relative_to(folder):
         sys.exit(f"not the installed wheel was imported, but {loaded['file']}")
-    expected = {path.stem for path in (ROOT / "lua").glob("*.lua")}
+    expected = {str(path.relative_to(ROOT / "lua")) for path in (ROOT / "lua").rglob("*.lua")}
     if set(loaded["scripts"]) != expected:
         sys.exit(f"lua/ has {sorted(expected)}, the wheel {sorted(loaded['scripts'])}")
     print(f"The wheel loads its {len(expected)} scripts.")

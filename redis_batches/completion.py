@@ -67,7 +67,12 @@ def tell_success(
 
 
 def tell_together(
-    task: Batches, outcomes: Sequence[tuple[SimpleRequest, Any]], confirm: Confirm, *, store: bool
+    task: Batches,
+    outcomes: Sequence[tuple[SimpleRequest, Any]],
+    confirm: Confirm,
+    first_try: bool = True,
+    *,
+    store: bool,
 ) -> list[SimpleRequest]:
     """Tells results, and exceptions for failures, with as few round trips as possible.
 
@@ -75,6 +80,7 @@ def tell_together(
         task: The batch task.
         outcomes: At most `results.CHUNK` calls on which nothing hangs (`is_plain`).
         confirm: Raises LeaseLost if another run tells the calls' outcomes.
+        first_try: Whether it may assume that calls which run for the first time have no state.
         store: Whether values are stored, if a call does not ignore its result.
 
     Returns:
@@ -92,17 +98,19 @@ def tell_together(
     if not stored or not can_gather(task.backend):
         return told
     extended = task.app.conf.result_extended
-    with Gathering(task.backend, [request.id for request, _ in stored], confirm) as gathering:
-        for request, value in stored:
-            try:
-                _note(gathering, request, value, extended)
-            except Exception as exc:
-                logger.debug("%s[%s] cannot be told with others: %r", request.name, request.id, exc)
-                continue
-            told.append(request)
-            if gathering.is_full:
-                break
-        gathering.send()
+    fresh = not task.track_started and all(request.attempt == 1 for request, _ in stored)
+    ids = [request.id for request, _ in stored]
+    gathering = Gathering(task.backend, ids, confirm, unread=first_try and fresh)
+    for request, value in stored:
+        try:
+            _note(gathering, request, value, extended)
+        except Exception as exc:
+            logger.debug("%s[%s] cannot be told with others: %r", request.name, request.id, exc)
+            continue
+        told.append(request)
+        if gathering.is_full:
+            break
+    gathering.send()
     return told
 
 
@@ -229,12 +237,14 @@ def tell_started(task: Batches, requests: Sequence[SimpleRequest], confirm: Conf
         again(partial(_tell_started, task, chunk, confirm))
 
 
-def _tell_started(task: Batches, requests: Sequence[SimpleRequest], confirm: Confirm) -> None:
-    with states_of(task.backend, [request.id for request in requests], confirm) as found:
-        for request in requests:
-            meta = {"hostname": request.hostname}
-            found.note(request.id, meta, states.STARTED, request=request.context)
-        found.send()
+def _tell_started(
+    task: Batches, requests: Sequence[SimpleRequest], confirm: Confirm, _: bool
+) -> None:
+    found = states_of(task.backend, [request.id for request in requests], confirm)
+    for request in requests:
+        meta = {"hostname": request.hostname}
+        found.note(request.id, meta, states.STARTED, request=request.context)
+    found.send()
 
 
 def settled(
@@ -245,8 +255,8 @@ def settled(
         return []
     found = []
     for chunk in chunked((r for r in requests if not ignored(task, r)), CHUNK):
-        with states_of(task.backend, [request.id for request in chunk]) as stored:
-            metas = [(request, stored.meta(request.id)) for request in chunk]
+        stored = states_of(task.backend, [request.id for request in chunk])
+        metas = [(request, stored.meta(request.id)) for request in chunk]
         found += [(request, meta) for request, meta in metas if _is_final(meta, request)]
     return found
 

@@ -1,13 +1,13 @@
 """Stores the states of calls together, and only while their run holds its lease.
 
 Celery's own code decides what is stored: its `store_result` runs for each call, on a twin of the
-backend whose client answers from what one MGET found, and only notes what it shall write. Then all
-of it goes out in one transaction.
+backend whose client answers from what one MGET found, and only notes what it shall write. Then one
+script writes all of it. What runs for the first time has no state as a rule, so none is read then.
 
 A run may be paused between any two of its steps, and another one may tell its calls meanwhile. So
-the transaction watches what was read, and the lease is confirmed in between: either it was lost, or
-nobody else has told anything since, or the transaction fails. Other backends than Redis have no
-such guard: there a state is stored right after the lease was confirmed.
+the script writes only over what was read, and the lease is confirmed in between: either it was
+lost, or nobody else has told anything since, or the script refuses. Other backends than Redis have
+no such guard: there a state is stored right after the lease was confirmed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import chain, repeat
+from logging import getLogger
 from typing import Any, TypeAlias, TypeVar
 
 from celery.backends.redis import RedisBackend
-from redis.exceptions import WatchError
+from kombu.utils.encoding import bytes_to_str
+from redis.exceptions import NoPermissionError
+
+from redis_batches.scripts import folder
+
+logger = getLogger(__name__)
 
 Confirm: TypeAlias = Callable[[], object]
 _T = TypeVar("_T")
@@ -26,19 +33,19 @@ _T = TypeVar("_T")
 #: Calls whose states are read and stored together, and bytes after which no more join them.
 CHUNK = 500
 CHUNK_BYTES = 4_000_000
+#: The attribute of a backend whose server refuses scripts.
+_REFUSES = "redis_batches_refuses_scripts"
 
 
 def can_gather(backend: Any) -> bool:
     """Whether states can be stored together; one by one is what works with any other backend."""
     # With result_backend_always_retry Celery retries inside `store_result`, per call.
-    return type(backend) is RedisBackend and not getattr(backend, "always_retry", True)
+    retries = getattr(backend, "always_retry", True)
+    return type(backend) is RedisBackend and not retries and not hasattr(backend, _REFUSES)
 
 
 class Changed(Exception):
-    """Nobody watches any more what was read: nothing was stored, and it is to be read again.
-
-    Somebody else stored a state meanwhile, or the connection was lost.
-    """
+    """A state is another one than was read or assumed: nothing was stored."""
 
 
 def states_of(
@@ -61,19 +68,24 @@ def store(
 ) -> None:
     """Stores one state, as `Backend.store_result` does, unless the lease was lost."""
 
-    def try_to() -> None:
-        with states_of(backend, [task_id], confirm) as found:
-            found.note(task_id, result, state, **more)
-            found.send()
+    def try_to(_: bool) -> None:
+        found = states_of(backend, [task_id], confirm)
+        found.note(task_id, result, state, **more)
+        found.send()
 
     again(try_to)
 
 
-def again(tell: Callable[[], _T]) -> _T:
-    """Tells until nobody else told one of the calls between reading and storing its state."""
-    while True:
+def again(tell: Callable[[bool], _T]) -> _T:
+    """Tells until nobody else told one of the calls between reading and storing its state.
+
+    Args:
+        tell: Is told whether this is its first try.
+    """
+    for first in chain([True], repeat(False)):
         with suppress(Changed):
-            return tell()
+            return tell(first)
+    raise AssertionError("unreachable")
 
 
 class OneByOne:
@@ -81,12 +93,6 @@ class OneByOne:
 
     def __init__(self, backend: Any, confirm: Confirm | None = None) -> None:
         self._backend, self._confirm = backend, confirm
-
-    def __enter__(self) -> OneByOne:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def meta(self, task_id: str) -> dict[str, Any]:
         """Returns what is stored for a call."""
@@ -110,33 +116,22 @@ class Gathering:
         backend: A result backend that `can_gather`.
         ids: The calls whose states may be read or stored, at most `CHUNK`.
         confirm: Raises LeaseLost if their run may tell nothing any more.
+        unread: Whether to assume that none has a state yet.
     """
 
-    def __init__(self, backend: Any, ids: Iterable[str], confirm: Confirm | None = None) -> None:
-        keys = [backend.get_key_for_task(task_id) for task_id in ids]
-        self._confirm = confirm
-        self._pipe = backend.client.pipeline()
-        try:
-            if confirm is not None:
-                self._pipe.watch(*keys)
-                found = self._pipe.mget(keys)
-            else:
-                found = backend.mget(keys)
-        except WatchError as exc:
-            # Also what redis-py says of a connection that is lost while it watches.
-            self._pipe.reset()
-            raise Changed from exc
-        except BaseException:
-            self._pipe.reset()
-            raise
-        self._client = _Client(dict(zip(keys, found, strict=True)))
+    def __init__(
+        self,
+        backend: Any,
+        ids: Iterable[str],
+        confirm: Confirm | None = None,
+        *,
+        unread: bool = False,
+    ) -> None:
+        keys = [] if unread else [backend.get_key_for_task(task_id) for task_id in ids]
+        read = backend.mget(keys) if keys else []
+        self._backend, self._confirm = backend, confirm
+        self._client = _Client(dict(zip(keys, read, strict=True)))
         self._twin = _twin(backend, self._client)
-
-    def __enter__(self) -> Gathering:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pipe.reset()
 
     @property
     def is_full(self) -> bool:
@@ -157,33 +152,51 @@ class Gathering:
         self._twin.store_result(task_id, result, state, **more)
 
     def send(self) -> None:
-        """Stores what was noted, all of it or nothing, once.
+        """Stores what was noted, all of it or nothing.
 
         Raises:
-            Changed: One of the states is another one by now.
+            Changed: One of the states is another one by now; or the server refuses scripts.
             LeaseLost: The run may tell nothing any more.
         """
         if self._confirm is not None:
             self._confirm()
-            self._pipe.multi()
-        for command in self._client.noted:
-            self._pipe.execute_command(*command)
+        found = self._client
+        if not found.noted:
+            return
+        rows: list[Any] = []
+        for key, (expires, value) in found.noted.items():
+            rows += (found.get(key) or b"", expires, value)
+        script = self._backend.client.register_script(_source())
         try:
-            self._pipe.execute()
-        except WatchError as exc:
+            (word,) = script([*found.noted], rows)
+        except NoPermissionError as exc:
+            logger.warning(
+                "the result backend refuses a script, so results are stored one by one, with no "
+                "guard against a worker that is paused meanwhile; let its user run EVALSHA and "
+                "SCRIPT LOAD: %s",
+                exc,
+            )
+            setattr(self._backend, _REFUSES, True)
             raise Changed from exc
+        if bytes_to_str(word) == "changed":
+            raise Changed
+
+
+@cache
+def _source() -> str:
+    return (folder() / "results" / "store.lua").read_text("utf-8")
 
 
 class _Client:
     """Stands in for the backend's Redis client: knows what was read, notes what is written."""
 
-    def __init__(self, found: dict[Any, Any]) -> None:
-        self._found = found
-        self.noted: list[tuple[Any, ...]] = []
+    def __init__(self, read: dict[Any, Any]) -> None:
+        self._read = read
+        self.noted: dict[Any, tuple[int, Any]] = {}
         self.size = 0
 
     def get(self, key: Any) -> Any:
-        return self._found[key]
+        return self._read.get(key)
 
     def pipeline(self) -> _Pipe:
         return _Pipe(self)
@@ -194,7 +207,6 @@ class _Pipe:
 
     def __init__(self, client: _Client) -> None:
         self._client = client
-        self._commands: list[tuple[Any, ...]] = []
 
     def __enter__(self) -> _Pipe:
         return self
@@ -203,17 +215,17 @@ class _Pipe:
         pass
 
     def set(self, key: Any, value: Any) -> None:
-        self._commands.append(("SET", key, value))
+        self.setex(key, 0, value)
 
-    def setex(self, key: Any, expires: Any, value: Any) -> None:
-        self._commands.append(("SETEX", key, expires, value))
+    def setex(self, key: Any, expires: int, value: Any) -> None:
+        self._client.noted[key] = expires, value
+        self._client.size += len(value)
 
     def publish(self, channel: Any, message: Any) -> None:
-        self._commands.append(("PUBLISH", channel, message))
+        """The script does it: the channel is the key, the message its value."""
 
     def execute(self) -> None:
-        self._client.noted += self._commands
-        self._client.size += sum(len(command[-1]) for command in self._commands)
+        pass
 
 
 class _Conf:

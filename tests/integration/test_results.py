@@ -11,6 +11,7 @@ import redis
 from celery import Celery, states
 from celery.backends.redis import RedisBackend
 from celery.exceptions import Retry
+from redis.commands.core import Script
 
 from redis_batches import LeaseLost, SimpleRequest, batched_task, completion
 from redis_batches.batch import Batch
@@ -152,6 +153,11 @@ def tell_one_by_one(task: Any, outcomes: Outcomes) -> None:
             completion.tell_success(task, request, value, hold, store=True)
 
 
+def tell_together(task: Any, outcomes: Outcomes, confirm: Callable[[], object]) -> None:
+    """Tells outcomes as a batch does when its function returns."""
+    again(lambda first: completion.tell_together(task, outcomes, confirm, first, store=True))
+
+
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: next(iter(c), "default"))
 def test_what_is_stored_is_what_celery_stores(stored: Stored) -> None:
     """Together and one by one: the same keys, bytes, times to live and messages, in order."""
@@ -174,15 +180,23 @@ def test_what_is_stored_is_what_celery_stores(stored: Stored) -> None:
     assert len(expected[0]) == len(expected[1]) == len(VALUES) * len(HEADERS)
 
 
-def test_it_takes_three_round_trips(stored: Stored) -> None:
-    """One to watch, one to read what is stored, one transaction to store."""
+def test_it_takes_one_round_trip(stored: Stored) -> None:
+    """The first run of a call assumes that it has no state; a later one reads it first."""
     outcomes = [(stored.request(str(number), {}), number) for number in range(100)]
+    completion.tell_together(stored.task, outcomes, hold, store=True)
     stored.take()
 
     completion.tell_together(stored.task, outcomes, hold, store=True)
 
-    counts = stored.calls_of("watch", "mget", "exec", "setex", "publish", "get")
-    assert counts == [1, 1, 1, 100, 100, 0]
+    # The script has an MGET of its own.
+    assert stored.calls_of("evalsha", "mget", "setex", "publish", "get") == [1, 1, 100, 100, 0]
+    for request, _ in outcomes:
+        request.attempt = 2
+    stored.take()
+
+    completion.tell_together(stored.task, outcomes, hold, store=True)
+
+    assert stored.calls_of("evalsha", "mget", "setex", "publish", "get") == [1, 2, 100, 100, 0]
 
 
 def test_a_stored_success_stays(stored: Stored) -> None:
@@ -191,9 +205,9 @@ def test_a_stored_success_stays(stored: Stored) -> None:
     for task_id, state in old:
         value = Unusual("old") if state != states.SUCCESS else "old"
         stored.task.backend.store_result(task_id, value, state)
-    again = [(stored.request(task_id, {}), "new") for task_id, _ in old]
+    late = [(stored.request(task_id, {}), "new") for task_id, _ in old]
 
-    completion.tell_together(stored.task, again, hold, store=True)
+    tell_together(stored.task, late, hold)
 
     results = [stored.task.AsyncResult(task_id).result for task_id, _ in old]
     assert results == ["old", "new", "new"]
@@ -215,14 +229,14 @@ def test_what_cannot_be_stored_is_left_to_be_told_alone(stored: Stored) -> None:
 
 def test_large_results_go_out_in_parts(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker does not hold a whole batch of them, and no transaction blocks for long."""
-    monkeypatch.setattr("redis_batches.results.CHUNK_BYTES", 25_000)
+    monkeypatch.setattr("redis_batches.results.CHUNK_BYTES", 15_000)
     outcomes = [(stored.request(str(number), {}), "x" * 10_000) for number in range(6)]
     stored.take()
 
     batch = Batch(stored.task, [request for request, _ in outcomes], Held())
     batch.finish({request.id: value for request, value in outcomes})
 
-    assert stored.calls_of("exec", "setex") == [3, 6]
+    assert stored.calls_of("evalsha", "setex") == [3, 6]
     assert batch.undecided == []
 
 
@@ -262,9 +276,7 @@ def test_a_run_that_was_paused_while_it_told_changes_nothing(
         lambda confirm: completion.tell_failure(task, request, raised("late"), confirm),
         lambda confirm: completion.tell_success(task, request, "late", confirm, store=True),
         lambda confirm: completion.tell_started(task, [request], confirm),
-        lambda confirm: again(
-            lambda: completion.tell_together(task, [(request, "late")], confirm, store=True)
-        ),
+        lambda confirm: tell_together(task, [(request, "late")], confirm),
     ]
     task.track_started = True
     for tell in tells:
@@ -276,30 +288,52 @@ def test_a_run_that_was_paused_while_it_told_changes_nothing(
         stored.client.flushdb()
 
 
-@pytest.mark.parametrize("when", ["watch", "mget", "multi"])
+@pytest.mark.parametrize("when", ["before", "after"])
 def test_a_connection_that_is_lost_meanwhile_is_no_outcome(
     stored: Stored, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """What was to be told is told by the next connection."""
+    """What was to be told is told by the next connection, whether or not it was stored."""
     lost: list[str] = []
-    original = getattr(redis.client.Pipeline, when)
+    original = Script.__call__
 
     def lose(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if lost:
-            return original(self, *args, **kwargs)
-        result = original(self, *args, **kwargs)
-        lost.append(when)
-        stored.client.client_kill_filter(_type="normal", skipme=True)
-        return result
+        if not lost and when == "after":
+            original(self, *args, **kwargs)
+        if not lost:
+            lost.append(when)
+            raise redis.exceptions.ConnectionError("Connection closed by server.")
+        return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(redis.client.Pipeline, when, lose)
+    monkeypatch.setattr(Script, "__call__", lose)
+    requests = [stored.request(task_id, {}) for task_id in "ab"]
+    batch = Batch(stored.task, requests, Held())
 
-    completion.tell_success(stored.task, stored.request("a", {}), 7, hold, store=True)
-    outcomes = [(stored.request("b", {}), 8)]
+    batch.succeed(requests[0], 7)
     lost.clear()
-    again(lambda: completion.tell_together(stored.task, outcomes, hold, store=True))
+    batch.finish({"b": 8})
 
     assert [stored.task.AsyncResult(task_id).result for task_id in "ab"] == [7, 8]
+
+
+def test_a_server_that_refuses_scripts_is_told_one_by_one(
+    stored: Stored, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says what to allow."""
+    server = stored.client
+    server.acl_setuser("plain", enabled=True, nopass=True, keys="*", channels="*",
+                       commands=["+@all", "-@scripting"], reset=True)  # fmt: skip
+    url = stored.task.app.conf.result_backend.replace("redis://", "redis://plain:@")
+    plain = Stored(url, {})
+    requests = [plain.request(task_id, {}) for task_id in "abc"]
+    batch = Batch(plain.task, requests, Held())
+
+    batch.succeed(requests[0], 7)
+    batch.finish({"b": 8, "c": 9})
+
+    assert [plain.task.AsyncResult(task_id).result for task_id in "abc"] == [7, 8, 9]
+    assert caplog.text.count("let its user run EVALSHA and SCRIPT LOAD") == 1
+    plain.close()
+    server.acl_deluser("plain")
 
 
 def test_an_earlier_runs_states_are_read_together(stored: Stored) -> None:
@@ -326,7 +360,7 @@ def test_track_started_is_told_together(stored: Stored) -> None:
 
     completion.tell_started(stored.task, requests, hold)
 
-    assert stored.calls_of("exec") == [1]
+    assert stored.calls_of("evalsha") == [1]
     assert stored.take() == expected
 
 

@@ -38,11 +38,13 @@ _NEAREST = {
     "batch": ["tests/unit/test_runner.py", "tests/properties/test_untold.py"],
     "canceller": ["tests/lua/test_cancel.py", "tests/unit/test_revoke.py"],
     "codec": ["tests/unit/test_codec.py"],
-    "completion": ["tests/unit/test_runner.py"],
+    "completion": ["tests/unit/test_runner.py", "tests/integration/test_results.py"],
     "doorbell": ["tests/unit/test_doorbell.py"],
     "heartbeat": ["tests/unit/test_heartbeat.py"],
     "inspector": ["tests/lua/test_inspector.py"],
     "lease": ["tests/lua/test_ack.py", "tests/lua/test_release.py", "tests/lua/test_extend.py"],
+    # Also lua/results/store.lua.
+    "results": ["tests/integration/test_results.py"],
     "remote": ["tests/unit/test_revoke.py"],
     "revoke": ["tests/unit/test_revoke.py"],
     "runner": [
@@ -118,7 +120,7 @@ def _nearest(mutant: Mutant) -> list[str]:
     path = Path(mutant.file)
     if path.suffix == ".lua":
         own = f"tests/lua/test_{path.stem}.py"
-        return [own] if (ROOT / own).exists() else []
+        return [own] if (ROOT / own).exists() else _NEAREST.get(path.parent.name, [])
     return _NEAREST.get(path.stem, [])
 
 

@@ -23,7 +23,7 @@
 -- ARGV[8]  caller       text  token of the batch that the call is made from, or empty
 -- ARGV[9+] requests     list  (id, nonce, eta_ms or empty, envelope)*, at most 500
 --
--- Returns {"pushed", signals, now_ms, status*}, a status per request: "new", "again" (this very
+-- Returns {"pushed", signals, now_ms, statuses}, a word per request: "new", "again" (this very
 -- call is stored already), "done" (it ran already), "duplicate" (another call with this id waits or
 -- runs), "full". A call from inside a batch with the id of one of its own requests is its retry. A
 -- call whose id was revoked waits for nothing but to be told so.
@@ -92,7 +92,7 @@ end
 
 local statuses, stores, entries, etas, records = {}, {}, {}, {}, {}
 local placed, forgotten, released, buried, tombstones = {}, {}, {}, {}, {}
-local new, newly_revoked = 0, 0
+local new, newly_revoked, since = 0, 0, write_entry(now, FRESH, '')
 for i, id in ipairs(ids) do
   local nonce, eta_ms, envelope = requests[4 * i - 2], requests[4 * i - 1], requests[4 * i]
   local status = judge(i, id, nonce, placed)
@@ -122,14 +122,14 @@ for i, id in ipairs(ids) do
       etas[#etas + 1] = eta_ms
       etas[#etas + 1] = group .. ':' .. id
     else
-      entries[#entries + 1] = write_entry(now, FRESH, id)
+      entries[#entries + 1] = since .. id
     end
     status = 'new'
   end
   statuses[i] = status
 end
 if #stores == 0 then
-  return {'pushed', 0, int(now), unpack(statuses)}
+  return {'pushed', 0, int(now), table.concat(statuses, ' ')}
 end
 
 -- The first write allocates: a server that is out of memory refuses the call whole.
@@ -152,4 +152,4 @@ if newly_revoked > 0 then
   redis.call('HINCRBY', stats, 'revoked', newly_revoked)
 end
 local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
-return {'pushed', signals, int(now), unpack(statuses)}
+return {'pushed', signals, int(now), table.concat(statuses, ' ')}

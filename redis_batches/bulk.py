@@ -35,7 +35,8 @@ def pairs_of(calls: Iterable[Any]) -> Iterator[Pair]:
     One that is neither becomes a pair that `Bulk` refuses.
     """
     for call in calls:
-        if isinstance(call, Mapping):
+        # What is asked of an abstract class takes longer, and most are tuples.
+        if not isinstance(call, tuple) and isinstance(call, Mapping):
             yield (), call
         else:
             yield call, None
@@ -124,14 +125,14 @@ class Bulk:
         runtime = runtime_of(task.app)
         pushed = push(task, template.group, chunk, template.retry)
         parent = task.app.current_worker_task if self._options.get("add_to_parent", True) else None
-        refused = []
+        stored: list[str] = []
+        refused: list[str] = []
         for request, status in zip(chunk, pushed.statuses, strict=True):
-            if status is Status.FULL:
-                refused.append(request.id)
-                continue
-            result = template.result(request.id)
-            self.results.append(result)
-            if parent is not None:
+            (refused if status is Status.FULL else stored).append(request.id)
+        results = list(template.results(stored))
+        self.results += results
+        if parent is not None:
+            for result in results:
                 parent.add_trail(result)
         bells, priority = pushed.bells, template.priority
         ring(task.app, task.name, bells, priority=priority, producer=self._producer)
@@ -140,8 +141,8 @@ class Bulk:
 
 
 def _checked(args: Any, kwargs: Any = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if not isinstance(args, (tuple, list)) and args is not None:
+    if args is not None and not isinstance(args, (tuple, list)):
         raise TypeError(f"{type(args).__name__} is neither a tuple of positional nor a mapping")
-    if not isinstance(kwargs, Mapping) and kwargs is not None:
+    if kwargs is not None and not isinstance(kwargs, Mapping):
         raise TypeError(f"{type(kwargs).__name__} is no mapping of keyword arguments")
     return tuple(args or ()), dict(kwargs or {})

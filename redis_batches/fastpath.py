@@ -49,7 +49,8 @@ class FastPath:
         request = template.request(args, kwargs)
         done = commit(self._task, template.group, template.priority, request)
         finish(self._task, request.id, done, template.priority)
-        return template.result(request.id)
+        (result,) = template.results([request.id])
+        return result
 
     def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Template | None:
         if not is_plain(self._task) or not needs_no_word(self._task.backend):

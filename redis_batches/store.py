@@ -39,7 +39,7 @@ from redis_batches.model import (
     Trigger,
 )
 from redis_batches.refusal import translated
-from redis_batches.scripts import PUSH_CHUNK, chunked, load_scripts
+from redis_batches.scripts import PUSH_CHUNK, BoundScript, chunked, load_scripts
 
 Clock: TypeAlias = Callable[[], str]
 
@@ -89,14 +89,27 @@ class Store:
         self._patience = settings.timeout if patience is None else patience
         self._scripts = load_scripts()
         # Pushes of a group differ in nothing but their requests.
-        self._bind_push = lru_cache(maxsize=64)(partial(self._scripts["push"].bind, self.keys))
+        self._bind_push = lru_cache(maxsize=64)(self._bound_push)
 
     def run(self, script: str, **values: Any) -> list[Any]:
         """Runs one script with this task's keys and the clock."""
         found = self._scripts[script]
         rest = values.pop(found.rest, ()) if found.rest else ()
-        bind = self._bind_push if script == "push" else partial(found.bind, self.keys)
-        return bind(now_ms=self._clock(), **values)(self.client, rest, patience=self._patience)
+        bound = found.bind(self.keys, now_ms=self._clock(), **values)
+        return bound(self.client, rest, patience=self._patience)
+
+    def _bound_push(self, group: Group, trigger: Trigger, caller: str, now_ms: str) -> BoundScript:
+        return self._scripts["push"].bind(
+            self.keys,
+            now_ms=now_ms,
+            group=group.id,
+            route=group.route,
+            flush_every=trigger.flush_every,
+            interval_ms=trigger.interval_ms,
+            max_pending=self.settings.max_pending,
+            window_ms=DEDUPLICATION_WINDOW_MS,
+            caller=caller,
+        )
 
     def push(
         self, group: Group, trigger: Trigger, requests: Sequence[Outgoing], caller: str = ""
@@ -113,21 +126,13 @@ class Store:
         for request in requests:
             eta = "" if request.eta_ms is None else request.eta_ms
             flat += (request.id, request.nonce, eta, request.envelope)
-        reply = self.run(
-            "push",
-            group=group.id,
-            route=group.route,
-            flush_every=trigger.flush_every,
-            interval_ms=trigger.interval_ms,
-            max_pending=self.settings.max_pending,
-            window_ms=DEDUPLICATION_WINDOW_MS,
-            caller=caller,
-            requests=flat,
-        )
-        word, signals, now_ms, *statuses = reply
+        bound = self._bind_push(group, trigger, caller, self._clock())
+        reply = bound(self.client, flat, patience=self._patience)
+        word, *more = reply
+        statuses = more[2].split() if len(more) == 3 else []
         if word != "pushed" or len(statuses) != len(requests):
             raise ScriptReplyError(f"push answered {reply!r}")
-        bells = Bells(group.id, group.route, signals, int(now_ms))
+        bells = Bells(group.id, group.route, more[0], int(more[1]))
         return Pushed(bells, tuple([_STATUSES[status] for status in statuses]))
 
     def claim(

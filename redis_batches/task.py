@@ -180,9 +180,11 @@ class Batches(Task):  # type: ignore[type-arg]
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> BatchResult:  # noqa: N802
         """Returns the result of a call, with a `revoke` that needs no worker."""
-        app: Any = self._get_app()  # type: ignore[attr-defined]
-        options = {"backend": self.backend, "task_name": self.name, "app": app, **kwargs}
-        return BatchResult(task_id, **options)
+        kwargs.setdefault("task_name", self.name)
+        kwargs.setdefault("app", self._get_app())  # type: ignore[attr-defined]
+        if "backend" not in kwargs:
+            kwargs["backend"] = self.backend
+        return BatchResult(task_id, **kwargs)
 
     def flush(self) -> int:
         """Runs what waits now, full or not; returns how many batches were asked for."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -90,11 +92,13 @@ class Template:
             raise PayloadTooLarge(len(data), self._limit)
         return Outgoing(new_id(), "", self._eta_ms, data)
 
-    def result(self, task_id: str) -> Any:
-        """Returns the AsyncResult of a call."""
-        result = self._task.AsyncResult(task_id)
-        result.ignored = self._ignored
-        return result
+    def results(self, ids: Iterable[str]) -> Iterator[Any]:
+        """Yields the AsyncResults of calls."""
+        make = partial(self._task.AsyncResult, backend=self._task.backend)
+        for task_id in ids:
+            result = make(task_id)
+            result.ignored = self._ignored
+            yield result
 
 
 def new_id() -> str:

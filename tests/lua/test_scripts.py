@@ -55,12 +55,13 @@ def test_a_reply_that_no_script_gives_is_an_error(store: Store, reply: str) -> N
         odd(store.client, store.keys)
 
 
+@pytest.mark.parametrize("reply", ["'pushed', 0, '1'", "'pushed', 0, '1', ''"])
 def test_a_push_says_what_became_of_each_request(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, reply: str
 ) -> None:
     """A reply that says it of fewer is not believed."""
     head = load_sources()["push"].partition("\n\n")[0]
-    odd = Script("push", f"{head}\nreturn {{'pushed', 0, '1'}}", "")
+    odd = Script("push", f"{head}\nreturn {{{reply}}}", "")
     monkeypatch.setattr("redis_batches.store.load_scripts", lambda: {"push": odd})
 
     with pytest.raises(ScriptReplyError, match="push answered"):

@@ -95,10 +95,10 @@ class Store:
         """Runs one script with this task's keys and the clock."""
         found = self._scripts[script]
         rest = values.pop(found.rest, ()) if found.rest else ()
-        bound = found.bind(self.keys, now_ms=self._clock(), **values)
-        return bound(self.client, rest, patience=self._patience)
+        bind = self._bind_push if script == "push" else partial(found.bind, self.keys)
+        return bind(now_ms=self._clock(), **values)(self.client, rest, patience=self._patience)
 
-    def _bound_push(self, group: Group, trigger: Trigger, caller: str, now_ms: str) -> BoundScript:
+    def _bound_push(self, now_ms: str, group: Group, trigger: Trigger, caller: str) -> BoundScript:
         return self._scripts["push"].bind(
             self.keys,
             now_ms=now_ms,
@@ -126,8 +126,7 @@ class Store:
         for request in requests:
             eta = "" if request.eta_ms is None else request.eta_ms
             flat += (request.id, request.nonce, eta, request.envelope)
-        bound = self._bind_push(group, trigger, caller, self._clock())
-        reply = bound(self.client, flat, patience=self._patience)
+        reply = self.run("push", group=group, trigger=trigger, caller=caller, requests=flat)
         word, *more = reply
         statuses = more[2].split() if len(more) == 3 else []
         if word != "pushed" or len(statuses) != len(requests):

@@ -1,4 +1,4 @@
-"""The limit of `.delay()`: the same bytes, sent by a bare redis-py client."""
+"""The limit of calls: the same bytes, sent by a bare redis-py client."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ class BareCalls:
         url: The server that the calls go to. What they store is removed, so that the commands
             find the same state as the calls did.
         make_calls: Makes the calls.
+
+    Attributes:
+        count: How many commands there were.
     """
 
     def __init__(self, url: str, make_calls: Callable[[], None]) -> None:
         self._client = redis.Redis.from_url(url)
         self._client.ping()
         self._commands = _record(make_calls)
+        self.count = len(self._commands)
         for key in self._client.scan_iter("rb:*"):
             self._client.unlink(key)
 
@@ -60,12 +64,13 @@ def _record(make_calls: Callable[[], None]) -> list[tuple[Any, ...]]:
 
 def _unpack(command: Any) -> list[bytes]:
     r"""Returns the arguments of the first of some packed commands, `*2\r\n$3\r\nGET\r\n...`."""
-    rest = b"".join([command] if isinstance(command, bytes) else command)
-    head, _, rest = rest.partition(b"\r\n")
+    data = b"".join([command] if isinstance(command, bytes) else command)
+    end = data.index(b"\r\n")
+    count, start = int(data[1:end]), end + 2
     arguments = []
-    for _ in range(int(head[1:])):
-        size, _, rest = rest.partition(b"\r\n")
-        length = int(size[1:])
-        arguments.append(rest[:length])
-        rest = rest[length + 2 :]
+    for _ in range(count):
+        end = data.index(b"\r\n", start)
+        begin, length = end + 2, int(data[start + 1 : end])
+        arguments.append(data[begin : begin + length])
+        start = begin + length + 2
     return arguments

@@ -1,67 +1,68 @@
-"""The table and the JSON file."""
+"""The tables, in a terminal and as Markdown, and the machine that they were measured on."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 import redis
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.figures import FIGURES
+from benchmarks.bench import Section
+from benchmarks.values import Column, Row, Values, middle, number
 
-#: What one side measured in a round, by the keys of the figures.
-Round = dict[str, float]
-
-
-def collect(ours: Sequence[Round], theirs: Sequence[Round]) -> dict[str, dict[str, list[float]]]:
-    """Returns the values of each figure, round by round.
-
-    Per figure: `ours`, `theirs`, `ratio` (how many times better ours is), and if the figure has a
-    limit also `limit` and `of_limit` (how many times as long as the limit ours takes).
-    """
-    found = {}
-    for figure in FIGURES:
-        a, b = [r[figure.key] for r in ours], [r[figure.key] for r in theirs]
-        better = zip(a, b, strict=True) if figure.more_is_better else zip(b, a, strict=True)
-        values = {"ours": a, "theirs": b, "ratio": [x / y for x, y in better]}
-        if (key := f"limit.{figure.key}") in ours[0]:
-            values["limit"] = [r[key] for r in ours]
-            values["of_limit"] = [r[key] / r[figure.key] for r in ours]
-        found[figure.key] = values
-    return found
+#: What each section measured.
+Measured: TypeAlias = Mapping[Section, Values]
+#: Columns of a terminal that the widest table needs.
+WIDTH = 150
+HOW = "Each cell has the median, and below it the least and the greatest value of all rounds."
 
 
-def show(console: Console, machine: dict[str, str], values: dict[str, Any]) -> None:
-    """Prints the table, and below it what it was measured on."""
-    table = Table(box=SIMPLE, padding=(0, 1, 1, 0))
-    table.add_column("median\nmin-max")
-    for title in ("ours", "theirs", "ours is\nbetter", "bare EVALSHA,\nours takes"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for figure in FIGURES:
-        found = values[figure.key]
-        limit = ""
-        if "limit" in found:
-            limit = _cell(found["limit"], figure.digits) + "\n" + _cell(found["of_limit"], 2, "x")
-        table.add_row(
-            f"{figure.title}\n[dim]{figure.unit}[/dim]",
-            _cell(found["ours"], figure.digits),
-            _cell(found["theirs"], figure.digits),
-            _cell(found["ratio"], 1, "x"),
-            limit,
-        )
-    console.print(table)
+def show(console: Console, machine: Mapping[str, str], measured: Measured) -> None:
+    """Prints the tables, and below them what they were measured on."""
+    for section, values in measured.items():
+        console.print(f"[bold]{section.title}[/bold]\n{section.note}")
+        table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+        table.add_column("median\nmin-max")
+        columns = _used(section, values)
+        for column in columns:
+            table.add_column(column.heading, justify="right", no_wrap=True)
+        for row in values:
+            cells = [_cell(values, row, column, "\n[dim]{}[/dim]") for column in columns]
+            table.add_row(f"{row.title}\n[dim]{row.unit}[/dim]", *cells)
+        console.print(table)
     for name, value in machine.items():
         console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
 
 
-def describe_machine(url: str, versions: dict[str, str]) -> dict[str, str]:
+def markdown(machine: Mapping[str, str], measured: Measured) -> str:
+    """Returns the same as Markdown."""
+    lines = ["# Measured", ""]
+    lines += [f"- {name}: {value}" for name, value in machine.items()]
+    lines += ["", HOW]
+    for section, values in measured.items():
+        columns = _used(section, values)
+        lines += ["", f"## {section.title}", "", section.note, ""]
+        lines.append(_line("", "", *(column.heading for column in columns)))
+        lines.append("|---|---|" + "---:|" * len(columns))
+        for row in values:
+            cells = [_cell(values, row, column, "<br><sub>{}</sub>") for column in columns]
+            lines.append(_line(row.title, row.unit, *cells))
+    return "\n".join(lines) + "\n"
+
+
+def as_json(machine: Mapping[str, str], sizes: Mapping[str, Any], measured: Measured) -> Any:
+    """Returns the same with the values of all rounds."""
+    sections = {section.name: values.as_json() for section, values in measured.items()}
+    return {"machine": dict(machine), "sizes": dict(sizes), "sections": sections}
+
+
+def describe_machine(url: str, versions: Mapping[str, str]) -> dict[str, str]:
     """Returns what the figures depend on: processor, versions, and what else kept it busy.
 
     Args:
@@ -80,17 +81,33 @@ def describe_machine(url: str, versions: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _cell(numbers: list[float], digits: int, sign: str = "") -> str:
-    middle, low, high = (
-        f"{number:,.{digits}f}" for number in (median(numbers), min(numbers), max(numbers))
-    )
-    return f"{middle}{sign}\n[dim]{low}-{high}[/dim]"
+def _used(section: Section, values: Values) -> list[Column]:
+    """Returns the columns in which something was measured."""
+    return [c for c in section.columns if any(values.of(row, c.key) for row in values)]
+
+
+def _cell(values: Values, row: Row, column: Column, spread: str) -> str:
+    found = values.of(row, column.key)
+    if not found:
+        return ""
+    median, least, most = middle(found)
+    cell = f"{number(median)}{column.sign}"
+    return cell if len(found) == 1 else cell + spread.format(f"{number(least)}-{number(most)}")
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _processor() -> str:
+    for line in _lines_of("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _lines_of(path: str) -> Iterator[str]:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        yield from Path(path).read_text().splitlines()
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return

@@ -19,15 +19,30 @@ from redis_batches.embedded import HOST, EmbeddedServer
 
 WORKER = ("celery", "-A", "benchmarks.workload", "worker", "--pool", "prefork")
 #: Seconds that a measurement may take.
-PATIENCE = 120
+PATIENCE = 300
+#: Seconds in which a worker with something to do runs nothing.
+STALLED = 60
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a batch function: when it began, in seconds, and its number of requests."""
+    """One run of a batch function.
+
+    Attributes:
+        started: When it began, in seconds.
+        size: Its number of requests.
+        waits: Seconds since the call of each request, where the function says so.
+    """
 
     started: float
     size: int
+    waits: tuple[float, ...] = ()
+
+    @classmethod
+    def read(cls, line: str) -> Run:
+        """Returns what `benchmarks.workload` noted."""
+        started, size, _, *waits = line.split()
+        return cls(float(started), int(size), tuple(map(float, waits)))
 
 
 @dataclass(frozen=True)
@@ -41,9 +56,10 @@ class Side:
         server: The server that both sides use, one after the other.
         folder: Where its processes write.
         every: Requests of a full batch, where the workload does not say it itself.
-        interval: Seconds that a request of `count_late_page` waits.
+        interval: Seconds that a request of each of `late_pages` waits.
         payload: Bytes of the argument of each call.
         processes: Of the worker.
+        load_seconds: For which calls are offered to `count_soon`.
     """
 
     name: str
@@ -53,8 +69,9 @@ class Side:
     folder: Path
     every: int = 100
     interval: float = 1.0
-    payload: int = 23
+    payload: int = 50
     processes: int = 2
+    load_seconds: float = 1.0
 
     def reset(self) -> None:
         """Empties the server and forgets the runs."""
@@ -84,16 +101,19 @@ class Side:
         return measured
 
     @contextmanager
-    def worker(self) -> Iterator[None]:
-        """Runs a worker for the length of a `with` block.
+    def worker(self, number: int = 1) -> Iterator[int]:
+        """Runs a worker for the length of a `with` block; yields the id of its main process.
 
         It is killed: Celery's warm shutdown with messages left in the queue may take 30 seconds.
+
+        Args:
+            number: Tells it from others that run meanwhile.
         """
         with self._log.open("ab") as log:
             process = subprocess.Popen(
                 [
                     *(str(self.python), "-m", *WORKER, "-c", str(self.processes)),
-                    *("--without-gossip", "--without-mingle"),
+                    *("--without-gossip", "--without-mingle", "-n", f"worker-{number}@%h"),
                 ],
                 cwd=ROOT,
                 env=self._environment,
@@ -102,7 +122,7 @@ class Side:
                 start_new_session=True,
             )
         try:
-            yield
+            yield process.pid
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -113,13 +133,16 @@ class Side:
         Raises:
             RuntimeError: They did not run in time; the message quotes the end of the log.
         """
-        deadline = time.monotonic() + PATIENCE
+        seen, deadline = 0, time.monotonic() + STALLED
         while time.monotonic() < deadline:
-            lines = [line.split() for line in self._runs.read_text().splitlines()]
-            runs = [Run(float(started), int(size)) for started, size in lines]
+            # The last line may be incomplete.
+            lines = self._runs.read_text().split("\n")[:-1]
+            runs = [Run.read(line) for line in lines]
             if sum(run.size for run in runs) >= requests:
                 return sorted(runs, key=lambda run: run.started)
-            time.sleep(0.1)
+            if len(runs) > seen:
+                seen, deadline = len(runs), time.monotonic() + STALLED
+            time.sleep(0.02 if len(runs) < 100 else 0.1)
         raise self._failure(f"a worker that should run {requests} requests")
 
     def versions(self) -> str:
@@ -153,6 +176,8 @@ class Side:
             "BENCHMARK_EVERY": str(self.every),
             "BENCHMARK_INTERVAL": str(self.interval),
             "BENCHMARK_PAYLOAD": str(self.payload),
+            "BENCHMARK_PROCESSES": str(self.processes),
+            "BENCHMARK_LOAD_SECONDS": str(self.load_seconds),
         }
 
     def _failure(self, what: str) -> RuntimeError:

@@ -1,0 +1,72 @@
+"""The limit of a worker: the scripts and redis-py alone, without Celery."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from typing import Any
+
+import redis
+
+from benchmarks import workload
+from redis_batches.codec import decode, text
+from redis_batches.config import Settings
+from redis_batches.connection import connect
+from redis_batches.lease import Lease
+from redis_batches.store import Store
+
+#: As long as what Celery's backend stores of a result, without the result.
+_META: dict[str, Any] = {
+    **{"status": "SUCCESS", "traceback": None, "children": []},
+    "date_done": "2026-01-01T00:00:00.000000+00:00",
+}
+_EXPIRES = 86_400
+
+
+def claim_all(task: Any) -> int:
+    """Claims, decodes and acks until nothing is due; returns how many requests that were."""
+    store = Store(connect(f"{workload.SERVER}/0", 5, 0), Settings(), task.name)
+    backend = None if task.ignore_result else redis.Redis.from_url(f"{workload.SERVER}/1")
+    (group,) = store.client.zrange(store.keys.resolve("groups"), 0, -1) or (b"",)
+    count = 0
+    while isinstance(lease := store.claim(text(group), task.trigger), Lease):
+        calls = [(request.id, decode(request.envelope, None)) for request in lease.requests]
+        if backend is not None:
+            _store_results(backend, [(task_id, call.body[0][0]) for task_id, call in calls])
+        lease.ack()
+        count += len(calls)
+    return count
+
+
+def _store_results(backend: redis.Redis, results: list[tuple[str, Any]]) -> None:
+    """Sends what Celery's Redis backend would, for a whole batch at once."""
+    pipe = backend.pipeline(transaction=False)
+    for task_id, result in results:
+        value = json.dumps({**_META, "result": result, "task_id": task_id})
+        pipe.setex(f"celery-task-meta-{task_id}", _EXPIRES, value)
+        pipe.publish(f"celery-task-meta-{task_id}", value)
+    pipe.execute()
+
+
+def claim_in_processes(task: Any, count: int, processes: int) -> float:
+    """Returns requests per second of some processes that together claim `count` requests."""
+    context = multiprocessing.get_context("fork")
+    barrier, done = context.Barrier(processes + 1), context.Queue()
+
+    def work() -> None:
+        barrier.wait()
+        done.put(claim_all(task))
+
+    pool = [context.Process(target=work) for _ in range(processes)]
+    for process in pool:
+        process.start()
+    barrier.wait()
+    began = time.perf_counter()
+    claimed = sum(done.get(timeout=60) for _ in pool)
+    elapsed = time.perf_counter() - began
+    for process in pool:
+        process.join()
+    if claimed != count:
+        raise RuntimeError(f"{claimed} of {count} requests were claimed")
+    return count / elapsed

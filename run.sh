@@ -9,7 +9,7 @@ Usage: sh run.sh COMMAND [ARGUMENT...]
 
   demo     batches, workers and a private server, live in this terminal
   test     the tests; arguments go to pytest
-  bench    the benchmarks
+  bench    the benchmarks, beside celery-batches: 20 minutes, with --quick three
   servers  the tests of the scripts on Valkey 9.1 and Redis 8.2, 7.0 (if it is on the PATH) and 6.2
   mutants  breaks the code in 200 ways, and shows which test catches each: half an hour
   check    linters, types, layers, docker-compose.yml and the wheel

@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,14 +30,16 @@ def main() -> None:
     """Measures, prints the tables and writes the files."""
     options = parse(sys.argv[1:])
     sizes = QUICK if options.quick else FULL
-    machine, measured = measure(options.sections, sizes, options.rounds)
-    machine["command"] = shlex.join(("sh", "run.sh", "bench", *sys.argv[1:]))
+    measured: dict[Section, Values] = {}
+    for machine in measure(options.sections, sizes, options.rounds, measured):
+        machine["command"] = shlex.join(("sh", "run.sh", "bench", *sys.argv[1:]))
+        # After each section: one that fails takes nothing along.
+        if options.save:
+            save(options.save, machine, sizes, measured)
     console = Console()
     if console.width < report.WIDTH:
         console = Console(width=report.WIDTH)
     report.show(console, machine, measured)
-    if options.save:
-        save(options.save, machine, sizes, measured)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -59,12 +62,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def measure(
-    sections: list[Section], sizes: Sizes, rounds: int
-) -> tuple[dict[str, str], dict[Section, Values]]:
-    """Returns what the figures depend on, and those of each section."""
+    sections: list[Section], sizes: Sizes, rounds: int, measured: dict[Section, Values]
+) -> Iterator[dict[str, str]]:
+    """Adds what each section measures; yields after each what the figures depend on."""
     theirs_python = peer_python()
     waiting = Console(stderr=True)
-    measured = {}
     # Never the running server that an environment variable may name: this one is emptied often.
     with EmbeddedServer() as server, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -75,10 +77,11 @@ def measure(
         for section in sections:
             with waiting.status("") as status:
                 say = partial(_say, status, section.name)
-                measured[section] = values = Values()
+                values = Values()
                 section.measure(Bench(server, sides, sizes, rounds, say), values)
-                ours.reset()
-    return machine, measured
+            measured[section] = values
+            ours.reset()
+            yield machine
 
 
 def _say(status: Status, section: str, what: str) -> None:
@@ -94,8 +97,7 @@ def save(
     (folder / "figures.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     (folder / "tables.md").write_text(report.markdown(machine, measured), "utf-8")
     if COMPARE in measured:
-        caption = f"median, least and most of all rounds; {machine['processor']}"
-        drawn = picture.draw(picture.bars_of(measured[COMPARE]), caption)
+        drawn = picture.draw(picture.bars_of(measured[COMPARE]), machine["processor"])
         (folder / "figures.svg").write_text(drawn, "utf-8")
 
 

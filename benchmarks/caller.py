@@ -65,6 +65,12 @@ def rate(task: Any, count: int) -> dict[str, float]:
     return in_turns(task, make_calls, count, TURN)
 
 
+def heard(task: Any, count: int) -> dict[str, float]:
+    """Measures the same while a signal has a receiver, as most tools that trace calls have."""
+    workload.listen()
+    return rate(task, count)
+
+
 def bulk(task: Any, count: int) -> dict[str, float]:
     """Measures calls per second of one thread that has them all; theirs makes them one by one."""
     return in_turns(task, make_calls_at_once, count, BULK_TURN if workload.OURS else TURN)
@@ -267,7 +273,7 @@ def seconds(work: Callable[[], object]) -> float:
 MEASUREMENTS = {
     measure.__name__: measure
     for measure in (
-        *(fill, fill_singly, rate, bulk, threads, memory, remembered, claims),
+        *(fill, fill_singly, rate, heard, bulk, threads, memory, remembered, claims),
         *(latency, lateness, together, flood, offer),
     )
 }

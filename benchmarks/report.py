@@ -92,7 +92,11 @@ def _cell(values: Values, row: Row, column: Column, spread: str) -> str:
         return ""
     median, least, most = middle(found)
     cell = f"{number(median)}{column.sign}"
-    return cell if len(found) == 1 else cell + spread.format(f"{number(least)}-{number(most)}")
+    return (
+        cell
+        if len(found) == 1
+        else cell + spread.format(f"{number(least)}-{number(most)}{column.sign}")
+    )
 
 
 def _line(*cells: str) -> str:

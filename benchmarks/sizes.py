@@ -68,7 +68,7 @@ FULL = Sizes(
         (100, 2, 5000),
     ),
     compared=((10, 2, 50), (100, 1, 50), (100, 2, 50), (1000, 2, 50)),
-    drained_by_ours=40_000,
+    drained_by_ours=60_000,
     drained_by_theirs=2_000,
     samples=200,
     intervals=((0.05, 100), (0.2, 60), (1.0, 30), (10.0, 3)),

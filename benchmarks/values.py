@@ -16,11 +16,13 @@ class Row:
         title: What it is.
         unit: What its values count.
         less_is_better: Whether it is a time or a size, not a rate.
+        has_ratio: Whether one value divided by another says anything.
     """
 
     title: str
     unit: str
     less_is_better: bool = False
+    has_ratio: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,6 @@ class Values:
     def compare(self, name: str, column: str, other: str, *, times_as_long: bool = False) -> None:
         """Adds a column: round by round, how many times better one column is than another.
 
-        There is no such number where one of them was not measured, or is not positive: a run that
-        comes early is less than 0 ms late.
-
         Args:
             name: Of the new column.
             column: The one that is judged.
@@ -69,7 +68,7 @@ class Values:
             times_as_long: Whether to say how many times worse it is instead.
         """
         for row, found in self._found.items():
-            if min(found.get(column, (0,))) <= 0 or min(found.get(other, (0,))) <= 0:
+            if not row.has_ratio or column not in found or other not in found:
                 continue
             pairs = zip(found[column], found[other], strict=True)
             inverse = row.less_is_better != times_as_long

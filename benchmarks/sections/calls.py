@@ -27,6 +27,13 @@ def delay(bench: Bench, values: Values) -> None:
                 values.add(row, "plain", found["rate"])
 
 
+def heard(bench: Bench, values: Values) -> None:
+    """`.delay()` while a signal has a receiver, so that every call takes Celery's general path."""
+    row = Row(".delay() of 50 B, a signal has a receiver", UNIT)
+    for side in bench.turns:
+        _measure(bench, values, row, "heard", side, "count_page")
+
+
 def threads(bench: Bench, values: Values) -> None:
     """`.delay()` from 16 threads of a process."""
     row = Row(".delay(), 16 threads together", UNIT)

@@ -8,7 +8,7 @@ from benchmarks.values import Column, Values
 
 #: What is repeated in every round, and what is measured once.
 STEPS = (
-    *(calls.delay, calls.threads, calls.bulk),
+    *(calls.delay, calls.heard, calls.threads, calls.bulk),
     *(drains.batches, drains.plain),
     *(memory.waiting, memory.remembered),
     *(timing.latency, crowd.together),

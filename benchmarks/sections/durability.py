@@ -12,6 +12,7 @@ from redis_batches.model import Trigger
 from redis_batches.store import Store
 
 TRIGGER = Trigger(100, HOUR_MS)
+WARM_UP = 20
 ONE, MANY = "push of 1", "push of 500, per request"
 CONFIGS = {
     "no persistence": {"appendonly": "no"},
@@ -24,10 +25,12 @@ def measure(bench: Bench, values: Values) -> None:
     """One server after the other, in every round."""
     calls = bench.sizes.script_calls
     for _ in bench.each_round():
-        for name, config in CONFIGS.items():
+        names = [*CONFIGS] if bench.round % 2 else [*reversed(CONFIGS)]
+        for name in names:
             bench.say(f"round {bench.round} of {bench.rounds}: {name}")
-            with EmbeddedServer(config=config) as server:
+            with EmbeddedServer(config=CONFIGS[name]) as server:
                 store = store_at(server)
+                _pushes(store, 1, WARM_UP)
                 one, many = _pushes(store, 1, calls), _pushes(store, 500, calls // 8) / 500
             values.add(Row(f"{ONE}, {name}", "µs", True), "time", one)
             values.add(Row(f"{MANY}, {name}", "µs", True), "time", many)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.bench import Bench
-from benchmarks.side import Side
+from benchmarks.side import Run, Side
 from benchmarks.values import Row, Values
 
 UNIT = "requests/s"
@@ -59,8 +60,13 @@ def drain_rate(side: Side, requests: int, task: str) -> float:
     side.call("fill", task, requests)
     with side.worker():
         runs = side.runs_of(requests)
+    return rate_of(runs)
+
+
+def rate_of(runs: Sequence[Run]) -> float:
+    """Returns requests per second of some runs, first to last."""
     # The last run's own requests are not done when it starts.
-    return (requests - runs[-1].size) / (runs[-1].started - runs[0].started)
+    return sum(run.size for run in runs[:-1]) / (runs[-1].started - runs[0].started)
 
 
 def _row(every: int, processes: int, payload: int, more: str) -> Row:

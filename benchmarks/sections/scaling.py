@@ -9,7 +9,7 @@ import psutil
 import redis
 
 from benchmarks.bench import Bench, Section
-from benchmarks.side import Run
+from benchmarks.sections.drains import rate_of
 from benchmarks.stores import cpu_seconds
 from benchmarks.values import Column, Row, Values
 
@@ -77,14 +77,10 @@ def _drain(bench: Bench, values: Values, client: redis.Redis, processes: int) ->
         runs = side.runs_of(count)
         after = Moment.now(client, pid)
     done = sum(run.size for run in runs if run.started > before.when)
-    values.add(row, "rate", _rate(runs, count))
+    values.add(row, "rate", rate_of(runs))
     values.add(row, "server", (after.server - before.server) / done * LOT)
     values.add(row, "worker", (after.worker - before.worker) / done * LOT)
     return (after.server - before.server) / done
-
-
-def _rate(runs: list[Run], count: int) -> float:
-    return (count - runs[-1].size) / (runs[-1].started - runs[0].started)
 
 
 SECTION = Section(

@@ -14,6 +14,8 @@ from redis_batches.codec import decode, text
 from redis_batches.config import Settings
 from redis_batches.connection import connect
 from redis_batches.lease import Lease
+from redis_batches.results import CHUNK as RESULTS_CHUNK
+from redis_batches.scripts import chunked, folder
 from redis_batches.store import Store
 
 #: As long as what Celery's backend stores of a result, without the result.
@@ -40,13 +42,13 @@ def claim_all(task: Any) -> int:
 
 
 def _store_results(backend: redis.Redis, results: list[tuple[str, Any]]) -> None:
-    """Sends what Celery's Redis backend would, for a whole batch at once."""
-    pipe = backend.pipeline(transaction=False)
-    for task_id, result in results:
-        value = json.dumps({**_META, "result": result, "task_id": task_id})
-        pipe.setex(f"celery-task-meta-{task_id}", _EXPIRES, value)
-        pipe.publish(f"celery-task-meta-{task_id}", value)
-    pipe.execute()
+    """Stores what Celery's Redis backend would, by the script that a worker uses."""
+    script = backend.register_script((folder() / "results" / "store.lua").read_text("utf-8"))
+    for chunk in chunked(results, RESULTS_CHUNK):
+        rows: list[Any] = []
+        for task_id, result in chunk:
+            rows += (b"", _EXPIRES, json.dumps({**_META, "result": result, "task_id": task_id}))
+        script([f"celery-task-meta-{task_id}" for task_id, _ in chunk], rows)
 
 
 def claim_in_processes(task: Any, count: int, processes: int) -> float:

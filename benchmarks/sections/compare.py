@@ -33,9 +33,9 @@ SECTION = Section(
     title="redis_batches, celery-batches and the limit",
     note=(
         "The limit is redis-py alone: for calls the same EVALSHA commands, byte for byte; for"
-        " drains claim, decode and ack (and the results, pipelined) in as many processes as the"
-        " worker has. Plain Celery runs one task per request. Where a row says nothing else, the"
-        " argument of a call has 50 B, a batch 100 requests and the worker 2 processes."
+        " drains claim, decode and ack (and a script call for the results) in as many processes as"
+        " the worker has. Plain Celery runs one task per request. Where a row says nothing else,"
+        " the argument of a call has 50 B, a batch 100 requests and the worker 2 processes."
     ),
     columns=(
         Column("ours", "ours"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import time
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -61,7 +60,7 @@ def _sweeper(server: EmbeddedServer, number: int, tasks: int, interval_ms: int) 
         for store in stores:
             # It is looked at, and not due before the benchmarks end.
             eta_ms = round(time.time() * 1000) + HOUR_MS
-            store.push(GROUP, trigger, [replace(request, eta_ms=eta_ms) for request in outgoing(1)])
+            store.push(GROUP, trigger, [outgoing(1)[0]._replace(eta_ms=eta_ms)])
     served = [Served(store, trigger) for store in stores]
     return Sweeper(lambda: served, _ring, settings.sweep_interval, f"worker-{number}")
 

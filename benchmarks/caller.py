@@ -127,14 +127,14 @@ def memory(task: Any, count: int) -> dict[str, float]:
 
 def remembered(task: Any, count: int) -> dict[str, float]:
     """Measures the server's bytes per finished request, while it is remembered."""
-    from benchmarks.claims import claim_all
+    from benchmarks.claims import Claims
 
     make_calls(task, WARM_UP)
-    claim_all(task)
+    Claims(task).take_all()
     client = redis.Redis.from_url(workload.SERVER)
     before = used_memory(client)
     make_calls_at_once(task, count)
-    if claim_all(task) != count:
+    if Claims(task).take_all() != count:
         raise RuntimeError(f"not all of {count} requests were claimed")
     return {"bytes": (used_memory(client) - before) / count}
 

@@ -26,19 +26,34 @@ _META: dict[str, Any] = {
 _EXPIRES = 86_400
 
 
-def claim_all(task: Any) -> int:
-    """Claims, decodes and acks until nothing is due; returns how many requests that were."""
-    store = Store(connect(f"{workload.SERVER}/0", 5, 0), Settings(), task.name)
-    backend = None if task.ignore_result else redis.Redis.from_url(f"{workload.SERVER}/1")
-    (group,) = store.client.zrange(store.keys.resolve("groups"), 0, -1) or (b"",)
-    count = 0
-    while isinstance(lease := store.claim(text(group), task.trigger), Lease):
-        calls = [(request.id, decode(request.envelope, None)) for request in lease.requests]
-        if backend is not None:
-            _store_results(backend, [(task_id, call.body[0][0]) for task_id, call in calls])
-        lease.ack()
-        count += len(calls)
-    return count
+class Claims:
+    """Claims, decodes and acks what waits for a task, and stores a result each if it has any.
+
+    Args:
+        task: The batch task.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self._store = Store(connect(f"{workload.SERVER}/0", 5, 0), Settings(), task.name)
+        self._trigger = task.trigger
+        (group,) = self._store.client.zrange(self._store.keys.resolve("groups"), 0, -1)
+        self._group = text(group)
+        self._backend: redis.Redis | None = None
+        if not task.ignore_result:
+            self._backend = redis.Redis.from_url(f"{workload.SERVER}/1")
+            self._backend.ping()
+
+    def take_all(self) -> int:
+        """Goes on until nothing is due; returns how many requests there were."""
+        count = 0
+        while isinstance(lease := self._store.claim(self._group, self._trigger), Lease):
+            calls = [(request.id, decode(request.envelope, None)) for request in lease.requests]
+            if self._backend is not None:
+                results = [(task_id, call.body[0][0]) for task_id, call in calls]
+                _store_results(self._backend, results)
+            lease.ack()
+            count += len(calls)
+        return count
 
 
 def _store_results(backend: redis.Redis, results: list[tuple[str, Any]]) -> None:
@@ -57,8 +72,9 @@ def claim_in_processes(task: Any, count: int, processes: int) -> float:
     barrier, done = context.Barrier(processes + 1), context.Queue()
 
     def work() -> None:
+        claims = Claims(task)
         barrier.wait()
-        done.put(claim_all(task))
+        done.put(claims.take_all())
 
     pool = [context.Process(target=work) for _ in range(processes)]
     for process in pool:

@@ -30,6 +30,11 @@ local greet, limit = ARGV[6] == '1', tonumber(ARGV[7])
 local now = clock(now_ms)
 local leader = redis.call('HGET', stats, 'leader')
 local swept_ms = tonumber(redis.call('HGET', stats, 'swept_ms') or 0)
+local age_ms = now - swept_ms
+local led = leader and leader ~= sweeper and age_ms >= 0 and age_ms < fresh_ms
+if sweeper ~= '' and led and not greet then
+  return {'follower'}
+end
 redis.call('HLEN', bells)
 redis.call('HLEN', routes)
 redis.call('HLEN', claims)
@@ -39,11 +44,6 @@ redis.call('ZCARD', delayed)
 redis.call('ZCARD', eta)
 redis.call('ZCARD', done)
 redis.call('ZCARD', revoked)
-local age_ms = now - swept_ms
-local led = leader and leader ~= sweeper and age_ms >= 0 and age_ms < fresh_ms
-if sweeper ~= '' and led and not greet then
-  return {'follower'}
-end
 
 local function overdue(key)
   return redis.call('ZRANGEBYSCORE', key, '-inf', int(now), 'LIMIT', 0, limit)
@@ -58,12 +58,11 @@ call_many('ZREM', revoked, overdue(revoked))
 -- What lies further ahead than its record allows was written before the clock went back. Every
 -- record allows `least_ms`.
 local function clamp(key, least_ms, allowed_ms)
-  local farthest = redis.call('ZREVRANGE', key, 0, limit - 1, 'WITHSCORES')
+  local over = '(' .. int(now + least_ms)
+  local farthest =
+    redis.call('ZREVRANGEBYSCORE', key, '+inf', over, 'WITHSCORES', 'LIMIT', 0, limit)
   for i = 1, #farthest, 2 do
     local ahead_ms = tonumber(farthest[i + 1]) - now
-    if ahead_ms <= least_ms then
-      return
-    end
     local bound_ms = allowed_ms(farthest[i])
     if ahead_ms > bound_ms then
       redis.call('ZADD', key, int(now + bound_ms), farthest[i])

@@ -20,7 +20,16 @@ COMMANDS = {
     *("DEL", "TIME"),
     *("HDEL", "HEXISTS", "HGET", "HINCRBY", "HLEN", "HMGET", "HSET", "HSETNX"),
     *("LINDEX", "LLEN", "LPUSH", "LRANGE", "LSET", "LTRIM", "RPUSH"),
-    *("ZADD", "ZCARD", "ZRANGE", "ZRANGEBYSCORE", "ZREM", "ZREMRANGEBYRANK", "ZREVRANGE", "ZSCORE"),
+    *(
+        "ZADD",
+        "ZCARD",
+        "ZRANGE",
+        "ZRANGEBYSCORE",
+        "ZREM",
+        "ZREMRANGEBYRANK",
+        "ZREVRANGEBYSCORE",
+        "ZSCORE",
+    ),
 }
 
 

@@ -85,6 +85,8 @@ case "$command" in
     ;;
   test)
     need test
+    # The whole suite mostly waits, so three files of it run at a time.
+    [ $# -gt 0 ] || set -- -n 3 --dist loadfile
     exec .venv/bin/python -m pytest "$@"
     ;;
   bench)

@@ -125,6 +125,8 @@ class Bulk:
         runtime = runtime_of(task.app)
         pushed = push(task, template.group, chunk, template.retry)
         parent = task.app.current_worker_task if self._options.get("add_to_parent", True) else None
+        bells, priority = pushed.bells, template.priority
+        ring(task.app, task.name, bells, priority=priority, producer=self._producer)
         stored: list[str] = []
         refused: list[str] = []
         for request, status in zip(chunk, pushed.statuses, strict=True):
@@ -134,8 +136,6 @@ class Bulk:
         if parent is not None:
             for result in results:
                 parent.add_trail(result)
-        bells, priority = pushed.bells, template.priority
-        ring(task.app, task.name, bells, priority=priority, producer=self._producer)
         if refused:
             raise BacklogFull(task.name, runtime.settings.max_pending, refused)
 

@@ -219,11 +219,17 @@ def _read_flat_head(head: bytes) -> dict[str, Any] | None:
 def _read_body(payload: Any, content_type: str, encoding: str, accept: set[str]) -> Any:
     """Returns what kombu's serializer wrote; its own JSON without its detours, same hooks."""
     if content_type == _JSON and _JSON in accept and _registry._decoders.get(_JSON) is _kombu_loads:
-        text = payload.decode()
-        found, end = _DECODER.raw_decode(text)
-        # `decode` looks for white space around it first, and takes twice as long.
-        return found if end == len(text) else _DECODER.decode(text)
+        return _read_json(payload.decode())
     return loads(payload, content_type, encoding, accept=accept)
+
+
+def _read_json(document: str) -> Any:
+    """Returns what `decode` does, in half of the time where no white space is around it."""
+    try:
+        found, end = _DECODER.raw_decode(document)
+    except ValueError:
+        end = -1
+    return found if end == len(document) else _DECODER.decode(document)
 
 
 def read_headers(data: bytes) -> dict[str, Any]:

@@ -59,7 +59,10 @@ def tell_success(
     store = store and not ignored(task, request)
     backend, guarded = task.backend, store and can_gather(task.backend)
     if guarded:
-        store_state(backend, request.id, value, states.SUCCESS, confirm, request=request.context)
+        unread, context = _are_new(task, [request]), request.context
+        store_state(
+            backend, request.id, value, states.SUCCESS, confirm, unread=unread, request=context
+        )
     if request.embed or (store and not guarded):
         with _current(task, request.context):
             backend.mark_as_done(request.id, value, request.context, store and not guarded)
@@ -98,9 +101,10 @@ def tell_together(
     if not stored or not can_gather(task.backend):
         return told
     extended = task.app.conf.result_extended
-    fresh = not task.track_started and all(request.attempt == 1 for request, _ in stored)
-    ids = [request.id for request, _ in stored]
-    gathering = Gathering(task.backend, ids, confirm, unread=first_try and fresh)
+    unread = first_try and _are_new(task, [request for request, _ in stored])
+    gathering = Gathering(
+        task.backend, [request.id for request, _ in stored], confirm, unread=unread
+    )
     for request, value in stored:
         try:
             _note(gathering, request, value, extended)
@@ -112,6 +116,11 @@ def tell_together(
             break
     gathering.send()
     return told
+
+
+def _are_new(task: Batches, requests: Sequence[SimpleRequest]) -> bool:
+    """Whether calls have no state yet, as a rule: a store that finds one reads it then."""
+    return not task.track_started and all(request.attempt == 1 for request in requests)
 
 
 def is_plain(request: SimpleRequest) -> bool:
@@ -188,7 +197,10 @@ def tell_failure(task: Batches, request: SimpleRequest, exc: Exception, confirm:
     # With a chain Celery stores its other steps as failed, too.
     guarded = store and can_gather(task.backend) and not (request.embed or {}).get("chain")
     if guarded:
-        store_state(task.backend, request.id, failure, states.FAILURE, confirm, **more)
+        unread = _are_new(task, [request])
+        store_state(
+            task.backend, request.id, failure, states.FAILURE, confirm, unread=unread, **more
+        )
     else:
         confirm()
     with _current(task, request.context):
@@ -216,7 +228,8 @@ def tell_retry(task: Batches, request: SimpleRequest, reason: Retry, confirm: Co
     retried: Any = get_pickleable_exception(cause)
     more: dict[str, Any] = {"traceback": traceback_of(cause), "request": request.context}
     if can_gather(task.backend):
-        store_state(task.backend, request.id, retried, states.RETRY, confirm, **more)
+        unread = _are_new(task, [request])
+        store_state(task.backend, request.id, retried, states.RETRY, confirm, unread=unread, **more)
     else:
         task.backend.mark_as_retry(request.id, retried, **more)
     return True
@@ -238,9 +251,11 @@ def tell_started(task: Batches, requests: Sequence[SimpleRequest], confirm: Conf
 
 
 def _tell_started(
-    task: Batches, requests: Sequence[SimpleRequest], confirm: Confirm, _: bool
+    task: Batches, requests: Sequence[SimpleRequest], confirm: Confirm, first_try: bool
 ) -> None:
-    found = states_of(task.backend, [request.id for request in requests], confirm)
+    unread = first_try and all(request.attempt == 1 for request in requests)
+    ids = [request.id for request in requests]
+    found = states_of(task.backend, ids, confirm, unread=unread)
     for request in requests:
         meta = {"hostname": request.hostname}
         found.note(request.id, meta, states.STARTED, request=request.context)

@@ -202,7 +202,7 @@ class SimpleRequest:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to the running batch."""
-        derived = ("request_dict", "delivery_info")
+        derived = ("request_dict", "delivery_info", "enqueued_at")
         state = {**self.__dict__, **{name: getattr(self, name) for name in derived}}
         state["_derive"] = None
         state.pop("batch", None)

@@ -6,8 +6,9 @@ script writes all of it. What runs for the first time has no state as a rule, so
 
 A run may be paused between any two of its steps, and another one may tell its calls meanwhile. So
 the script writes only over what was read, and the lease is confirmed in between: either it was
-lost, or nobody else has told anything since, or the script refuses. Other backends than Redis have
-no such guard: there a state is stored right after the lease was confirmed.
+lost, or nobody else has told anything since, or the script refuses (unless what was told is
+forgotten again by then). Other backends than Redis have no such guard: there a state is stored
+right after the lease was confirmed.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import chain, repeat
+from hashlib import sha1
 from logging import getLogger
+from time import monotonic
 from typing import Any, TypeAlias, TypeVar
 
 from celery.backends.redis import RedisBackend
+from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoScriptError, ResponseError
 
+from redis_batches.refusal import word_of
 from redis_batches.scripts import folder
 
 logger = getLogger(__name__)
@@ -33,15 +37,20 @@ _T = TypeVar("_T")
 #: Calls whose states are read and stored together, and bytes after which no more join them.
 CHUNK = 500
 CHUNK_BYTES = 4_000_000
-#: The attribute of a backend whose server refuses scripts.
-_REFUSES = "redis_batches_refuses_scripts"
+#: How often a state is read and found to be another one when it is stored.
+TRIES = 10
+#: Seconds after which a server that refuses scripts is asked again, and the attribute of a backend
+#: that says when.
+REFUSAL = 60.0
+_ASK_AGAIN = "redis_batches_asks_again"
 
 
 def can_gather(backend: Any) -> bool:
     """Whether states can be stored together; one by one is what works with any other backend."""
     # With result_backend_always_retry Celery retries inside `store_result`, per call.
     retries = getattr(backend, "always_retry", True)
-    return type(backend) is RedisBackend and not retries and not hasattr(backend, _REFUSES)
+    refuses = monotonic() < getattr(backend, _ASK_AGAIN, 0.0)
+    return type(backend) is RedisBackend and not retries and not refuses
 
 
 class Changed(Exception):
@@ -49,7 +58,7 @@ class Changed(Exception):
 
 
 def states_of(
-    backend: Any, ids: Sequence[str], confirm: Confirm | None = None
+    backend: Any, ids: Sequence[str], confirm: Confirm | None = None, *, unread: bool = False
 ) -> OneByOne | Gathering:
     """Returns what reads and stores the states of calls, together if the backend can do that.
 
@@ -57,19 +66,27 @@ def states_of(
         backend: A result backend.
         ids: The calls, at most `CHUNK`.
         confirm: Raises LeaseLost if their run may tell nothing any more.
+        unread: Whether to assume that none has a state yet.
     """
     if can_gather(backend):
-        return Gathering(backend, ids, confirm)
+        return Gathering(backend, ids, confirm, unread=unread)
     return OneByOne(backend, confirm)
 
 
 def store(
-    backend: Any, task_id: str, result: Any, state: str, confirm: Confirm | None, **more: Any
+    backend: Any,
+    task_id: str,
+    result: Any,
+    state: str,
+    confirm: Confirm | None,
+    *,
+    unread: bool,
+    **more: Any,
 ) -> None:
     """Stores one state, as `Backend.store_result` does, unless the lease was lost."""
 
-    def try_to(_: bool) -> None:
-        found = states_of(backend, [task_id], confirm)
+    def try_to(first: bool) -> None:
+        found = states_of(backend, [task_id], confirm, unread=unread and first)
         found.note(task_id, result, state, **more)
         found.send()
 
@@ -81,11 +98,17 @@ def again(tell: Callable[[bool], _T]) -> _T:
 
     Args:
         tell: Is told whether this is its first try.
+
+    Raises:
+        OperationalError: It never was what was read a moment before.
     """
-    for first in chain([True], repeat(False)):
+    for number in range(TRIES):
         with suppress(Changed):
-            return tell(first)
-    raise AssertionError("unreachable")
+            return tell(number == 0)
+    raise OperationalError(
+        "the state of a call is never what was read a moment before: "
+        "does the result backend read from a replica?"
+    )
 
 
 class OneByOne:
@@ -154,6 +177,8 @@ class Gathering:
     def send(self) -> None:
         """Stores what was noted, all of it or nothing.
 
+        A server that refuses scripts is told one by one for a while.
+
         Raises:
             Changed: One of the states is another one by now; or the server refuses scripts.
             LeaseLost: The run may tell nothing any more.
@@ -166,25 +191,36 @@ class Gathering:
         rows: list[Any] = []
         for key, (expires, value) in found.noted.items():
             rows += (found.get(key) or b"", expires, value)
-        script = self._backend.client.register_script(_source())
         try:
-            (word,) = script([*found.noted], rows)
-        except NoPermissionError as exc:
+            (word,) = _run(self._backend.client, [*found.noted], rows)
+        except ResponseError as exc:
+            # Any other word is a state of the server that passes, or that Celery meets, too.
+            if word_of(exc) not in (None, "NOPERM"):
+                raise
             logger.warning(
                 "the result backend refuses a script, so results are stored one by one, with no "
-                "guard against a worker that is paused meanwhile; let its user run EVALSHA and "
-                "SCRIPT LOAD: %s",
+                "guard against a worker that is paused meanwhile; allow it EVALSHA, EVAL, MGET, "
+                "SETEX, SET and PUBLISH: %s",
                 exc,
             )
-            setattr(self._backend, _REFUSES, True)
+            setattr(self._backend, _ASK_AGAIN, monotonic() + REFUSAL)
             raise Changed from exc
         if bytes_to_str(word) == "changed":
             raise Changed
 
 
 @cache
-def _source() -> str:
-    return (folder() / "results" / "store.lua").read_text("utf-8")
+def _script() -> tuple[str, str]:
+    source = (folder() / "results" / "store.lua").read_text("utf-8")
+    return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+def _run(client: Any, keys: Sequence[Any], values: Sequence[Any]) -> Any:
+    source, sha = _script()
+    try:
+        return client.evalsha(sha, len(keys), *keys, *values)
+    except NoScriptError:
+        return client.eval(source, len(keys), *keys, *values)
 
 
 class _Client:

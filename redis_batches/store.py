@@ -39,7 +39,7 @@ from redis_batches.model import (
     Trigger,
 )
 from redis_batches.refusal import translated
-from redis_batches.scripts import PUSH_CHUNK, BoundScript, chunked, load_scripts
+from redis_batches.scripts import PUSH_CHUNK, BoundScript, Script, chunked, load_scripts
 
 Clock: TypeAlias = Callable[[], str]
 
@@ -89,7 +89,8 @@ class Store:
         self._patience = settings.timeout if patience is None else patience
         self._scripts = load_scripts()
         # Pushes of a group differ in nothing but their requests.
-        self._bind_push = lru_cache(maxsize=64)(self._bound_push)
+        bind_push = partial(_bind_push, self._scripts["push"], self.keys)
+        self._bind_push = lru_cache(maxsize=64)(bind_push)
 
     def run(self, script: str, **values: Any) -> list[Any]:
         """Runs one script with this task's keys and the clock."""
@@ -97,19 +98,6 @@ class Store:
         rest = values.pop(found.rest, ()) if found.rest else ()
         bind = self._bind_push if script == "push" else partial(found.bind, self.keys)
         return bind(now_ms=self._clock(), **values)(self.client, rest, patience=self._patience)
-
-    def _bound_push(self, now_ms: str, group: Group, trigger: Trigger, caller: str) -> BoundScript:
-        return self._scripts["push"].bind(
-            self.keys,
-            now_ms=now_ms,
-            group=group.id,
-            route=group.route,
-            flush_every=trigger.flush_every,
-            interval_ms=trigger.interval_ms,
-            max_pending=self.settings.max_pending,
-            window_ms=DEDUPLICATION_WINDOW_MS,
-            caller=caller,
-        )
 
     def push(
         self, group: Group, trigger: Trigger, requests: Sequence[Outgoing], caller: str = ""
@@ -126,7 +114,14 @@ class Store:
         for request in requests:
             eta = "" if request.eta_ms is None else request.eta_ms
             flat += (request.id, request.nonce, eta, request.envelope)
-        reply = self.run("push", group=group, trigger=trigger, caller=caller, requests=flat)
+        reply = self.run(
+            "push",
+            group=group,
+            trigger=trigger,
+            max_pending=self.settings.max_pending,
+            caller=caller,
+            requests=flat,
+        )
         word, *more = reply
         statuses = more[2].split() if len(more) == 3 else []
         if word != "pushed" or len(statuses) != len(requests):
@@ -357,6 +352,28 @@ class Store:
             "dead": dead,
             **{name: int(counted.get(name, 0)) for name in grown},
         }
+
+
+def _bind_push(
+    script: Script,
+    keys: Keys,
+    now_ms: str,
+    group: Group,
+    trigger: Trigger,
+    max_pending: int,
+    caller: str,
+) -> BoundScript:
+    return script.bind(
+        keys,
+        now_ms=now_ms,
+        group=group.id,
+        route=group.route,
+        flush_every=trigger.flush_every,
+        interval_ms=trigger.interval_ms,
+        max_pending=max_pending,
+        window_ms=DEDUPLICATION_WINDOW_MS,
+        caller=caller,
+    )
 
 
 #: Of a request that has not run before.

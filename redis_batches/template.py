@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -94,9 +93,12 @@ class Template:
 
     def results(self, ids: Iterable[str]) -> Iterator[Any]:
         """Yields the AsyncResults of calls."""
-        make = partial(self._task.AsyncResult, backend=self._task.backend)
+        # A task's own one may take nothing but an id, as in Celery.
+        task, options = self._task, {}
+        if _definitions(task, "AsyncResult") == 2:
+            options = {"backend": task.backend}
         for task_id in ids:
-            result = make(task_id)
+            result = task.AsyncResult(task_id, **options)
             result.ignored = self._ignored
             yield result
 

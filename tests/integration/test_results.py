@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import redis
 from celery import Celery, states
 from celery.backends.redis import RedisBackend
 from celery.exceptions import Retry
-from redis.commands.core import Script
+from kombu.exceptions import OperationalError
 
 from redis_batches import LeaseLost, SimpleRequest, batched_task, completion
 from redis_batches.batch import Batch
@@ -19,7 +20,8 @@ from redis_batches.codec import Envelope
 from redis_batches.embedded import EmbeddedServer
 from redis_batches.lease import Lease
 from redis_batches.model import Attempts, Bells, Claimed, Trigger
-from redis_batches.results import again
+from redis_batches.results import REFUSAL, again, can_gather
+from tests.integration.proxy import LossyProxy
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
 Outcomes = list[tuple[SimpleRequest, Any]]
@@ -199,6 +201,23 @@ def test_it_takes_one_round_trip(stored: Stored) -> None:
     assert stored.calls_of("evalsha", "mget", "setex", "publish", "get") == [1, 2, 100, 100, 0]
 
 
+def test_a_request_that_settles_itself_takes_one_round_trip(stored: Stored) -> None:
+    """At its first run; with `track_started` it has a state already."""
+    request = stored.request("a", {})
+    completion.tell_success(stored.task, request, 7, hold, store=True)
+    stored.take()
+
+    completion.tell_success(stored.task, request, 7, hold, store=True)
+
+    assert stored.calls_of("evalsha", "mget") == [1, 1]
+    stored.task.track_started = True
+    stored.take()
+
+    completion.tell_success(stored.task, request, 7, hold, store=True)
+
+    assert stored.calls_of("evalsha", "mget") == [1, 2]
+
+
 def test_a_stored_success_stays(stored: Stored) -> None:
     """As with Celery: a late run overwrites no result; any other state is overwritten."""
     old = [("kept", states.SUCCESS), ("failed", states.FAILURE), ("retried", states.RETRY)]
@@ -288,40 +307,35 @@ def test_a_run_that_was_paused_while_it_told_changes_nothing(
         stored.client.flushdb()
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_connection_that_is_lost_meanwhile_is_no_outcome(
-    stored: Stored, monkeypatch: pytest.MonkeyPatch, when: str
-) -> None:
-    """What was to be told is told by the next connection, whether or not it was stored."""
-    lost: list[str] = []
-    original = Script.__call__
-
-    def lose(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not lost and when == "after":
-            original(self, *args, **kwargs)
-        if not lost:
-            lost.append(when)
-            raise redis.exceptions.ConnectionError("Connection closed by server.")
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(Script, "__call__", lose)
-    requests = [stored.request(task_id, {}) for task_id in "ab"]
+@pytest.mark.parametrize("half", [False, True], ids=["lost", "half"])
+def test_a_reply_that_is_lost_is_no_outcome(cluster_server: EmbeddedServer, half: bool) -> None:
+    """What was stored is stored, and who sends it again finds it."""
+    proxy = LossyProxy(cluster_server.port)
+    stored = Stored(f"redis://127.0.0.1:{proxy.port}/5", {})
+    stored.client.flushdb()
+    requests = [stored.request(task_id, {}) for task_id in ("warm", "a", "b")]
     batch = Batch(stored.task, requests, Held())
+    batch.succeed(requests[0], 6)
 
-    batch.succeed(requests[0], 7)
-    lost.clear()
+    proxy.half, proxy.eat = half, 1
+    batch.succeed(requests[1], 7)
+    proxy.eat = 1
     batch.finish({"b": 8})
 
     assert [stored.task.AsyncResult(task_id).result for task_id in "ab"] == [7, 8]
+    assert proxy.eaten == 2
+    stored.close()
+    proxy.close()
 
 
+@pytest.mark.parametrize("refused", ["-@scripting", "-mget"])
 def test_a_server_that_refuses_scripts_is_told_one_by_one(
-    stored: Stored, caplog: pytest.LogCaptureFixture
+    stored: Stored, caplog: pytest.LogCaptureFixture, refused: str
 ) -> None:
-    """The log says what to allow."""
+    """Whether it refuses them, or what they do; the log says what to allow."""
     server = stored.client
     server.acl_setuser("plain", enabled=True, nopass=True, keys="*", channels="*",
-                       commands=["+@all", "-@scripting"], reset=True)  # fmt: skip
+                       commands=["+@all", refused], reset=True)  # fmt: skip
     url = stored.task.app.conf.result_backend.replace("redis://", "redis://plain:@")
     plain = Stored(url, {})
     requests = [plain.request(task_id, {}) for task_id in "abc"]
@@ -331,9 +345,33 @@ def test_a_server_that_refuses_scripts_is_told_one_by_one(
     batch.finish({"b": 8, "c": 9})
 
     assert [plain.task.AsyncResult(task_id).result for task_id in "abc"] == [7, 8, 9]
-    assert caplog.text.count("let its user run EVALSHA and SCRIPT LOAD") == 1
+    assert caplog.text.count("allow it EVALSHA") == 1
     plain.close()
     server.acl_deluser("plain")
+
+
+def test_a_server_that_cannot_run_scripts_is_asked_again_later(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator who allows them needs to restart no worker."""
+    backend = stored.task.backend
+    monkeypatch.setattr("redis_batches.results._script", lambda: ("return redis.call('NO')", "0"))
+    completion.tell_success(stored.task, stored.request("a", {}), 7, hold, store=True)
+    assert (stored.task.AsyncResult("a").result, can_gather(backend)) == (7, False)
+
+    monkeypatch.setattr("redis_batches.results.monotonic", lambda: monotonic() + REFUSAL)
+
+    assert can_gather(backend)
+
+
+def test_a_state_that_is_never_what_was_read_is_told_later(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that lags must not keep a worker busy for ever."""
+    monkeypatch.setattr("redis_batches.results._script", lambda: ("return {'changed'}", "0"))
+
+    with pytest.raises(OperationalError, match="replica"):
+        completion.tell_success(stored.task, stored.request("a", {}), 7, hold, store=True)
 
 
 def test_an_earlier_runs_states_are_read_together(stored: Stored) -> None:

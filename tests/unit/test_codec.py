@@ -212,6 +212,12 @@ def test_an_unknown_version_is_not_corrupt(version: bytes) -> None:
         decode(version + b"whatever", None)
 
 
+@pytest.mark.parametrize("body", [b" [[1],{}]", b"\n[[1], {}]\n", b"[[1],{}] "])
+def test_white_space_around_a_body_is_json_too(body: bytes) -> None:
+    """Programs in other languages may write it."""
+    assert decode(b"1\n" + body, None).body == ([1], {}, None)
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -279,6 +279,20 @@ def test_a_base_with_its_own_apply_async_is_asked(app: Celery) -> None:
     assert [b'"tenant":"one"' in value for value in values] == [True, True]
 
 
+def test_a_base_with_its_own_result_gets_an_id_only(app: Celery) -> None:
+    """As from Celery: else a call would be stored, and its caller told that it failed."""
+
+    class Own(Batches):
+        def AsyncResult(self, task_id: str) -> Any:  # type: ignore[override]  # noqa: N802
+            return super().AsyncResult(task_id, parent="mine")
+
+    made: Any = app.task(base=Own, name="own_result")(function)
+
+    assert [made.delay(1).parent, *(each.parent for each in made.delay_many([(2,), (3,)]))] == [
+        "mine"
+    ] * 3
+
+
 def test_calls_from_inside_a_task_are_its_children(task: Any) -> None:
     """One by one and in bulk."""
     called: list[Any] = []

@@ -27,8 +27,9 @@
 -- running is retried, the next claimer tells that it was revoked. A pending list is not searched:
 -- the entry that stays in it is noted as stale, and claims skip it.
 -- Returns {"cancelled", fence, started_ms, route, {(id, place, group)*}, lengths, rows} with the
--- rows of the requests that are leased now, as claim has them; a place is "leased", "in_flight", "dead", "gone" or
--- "elsewhere": it waits in another group. The same token again gets the same lease, or {"ended"}.
+-- rows of the requests that are leased now, as claim has them; a place is "leased", "in_flight",
+-- "dead", "gone" or "elsewhere": it waits in another group. The same token again gets the same
+-- lease, or {"ended"}.
 -- Cost O(ids log n).
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local leases, routes, attempts, delayed = KEYS[6], KEYS[7], KEYS[8], KEYS[9]

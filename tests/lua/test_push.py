@@ -148,6 +148,25 @@ def test_the_interval_begins_at_the_oldest_request(store: Store, clock: Clock) -
     assert attention(store) == due_ms
 
 
+def test_a_shorter_interval_holds_from_the_next_call_on(store: Store, clock: Clock) -> None:
+    """Also for what waits: a task's options are changed while its requests wait."""
+    group, longer = GROUP, Trigger(TRIGGER.flush_every, 100 * INTERVAL_MS)
+    store.push(group, longer, [call("a")])
+    due_ms = clock.now_ms + INTERVAL_MS
+
+    store.push(group, TRIGGER, [call("b")])
+
+    assert attention(store) == due_ms
+
+
+def test_a_call_after_the_clock_went_back_is_not_put_off(store: Store, clock: Clock) -> None:
+    """What was rung in the future does not count as rung."""
+    push(store, "a", "b", "c")
+    clock.now_ms -= 1000 * INTERVAL_MS
+
+    assert push(store, "d").bells.count == 1
+
+
 def test_a_call_finds_due_what_waited_out_its_interval(store: Store, clock: Clock) -> None:
     """Before any sweep."""
     push(store, "a")

@@ -22,7 +22,7 @@
 -- ARGV[6]  interval_ms  int
 -- ARGV[7]  max_dead     int   dead letters of the task; then the oldest goes
 -- ARGV[8]  size         int   requests that the batch began with
--- ARGV[9+] outcomes     list  (id, verb, delay_ms, error)*, at most 500; the verb is "retry",
+-- ARGV[9+] outcomes     list  (id, verb, delay_ms, error)*, at most 250; the verb is "retry",
 --                             "retry_batch" (the whole batch failed), "put_back" or "dead"
 --
 -- A batch that failed is retried whole; if it fails again, although another batch of the task went

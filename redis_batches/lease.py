@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from redis_batches.config import DEDUPLICATION_CALLS, DEDUPLICATION_WINDOW_MS, MAX_DELAY_MS
 from redis_batches.errors import LeaseLost
 from redis_batches.model import Bells, Claimed, Outcome, Trigger
-from redis_batches.scripts import ACK_CHUNK, PUSH_CHUNK, chunked
+from redis_batches.scripts import ACK_CHUNK, RELEASE_CHUNK, chunked
 
 if TYPE_CHECKING:
     from redis_batches.store import Store
@@ -95,7 +95,7 @@ class Lease:
         rung = []
         self._given_back.update(outcome.id for outcome in outcomes)
         # The last first: each goes in front of what was given back before.
-        for chunk in reversed([*chunked(outcomes, PUSH_CHUNK)]):
+        for chunk in reversed([*chunked(outcomes, RELEASE_CHUNK)]):
             flat: list[Any] = []
             for outcome in chunk:
                 error = outcome.error.encode("utf-8", "replace")[:2048]

@@ -11,8 +11,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Trigger:
+class Trigger(NamedTuple):
     """When a batch is due.
 
     Attributes:
@@ -88,8 +87,7 @@ class Bells:
     rung_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pushed:
+class Pushed(NamedTuple):
     """The answer to a push.
 
     Attributes:

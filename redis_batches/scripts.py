@@ -22,8 +22,10 @@ from redis_batches.errors import ScriptReplyError
 from redis_batches.refusal import patiently, translated
 
 PRELUDE = "prelude"
-#: Values of one script call: requests of push, outcomes of release; ids of ack; and of cancel.
+#: Values of one script call, so that none blocks the server for long: requests of push, and others;
+#: outcomes of release; ids of ack; and of cancel.
 PUSH_CHUNK = 500
+RELEASE_CHUNK = 250
 #: Bytes of the envelopes of one push, unless a single one is larger.
 PUSH_BYTES = 8_000_000
 ACK_CHUNK = 1000

@@ -116,7 +116,8 @@ class Store:
             flat += (request.id, request.nonce, eta, request.envelope)
         reply = self.run(
             "push",
-            group=group,
+            group=group.id,
+            route=group.route,
             trigger=trigger,
             max_pending=self.settings.max_pending,
             caller=caller,
@@ -358,7 +359,8 @@ def _bind_push(
     script: Script,
     keys: Keys,
     now_ms: str,
-    group: Group,
+    group: str,
+    route: str,
     trigger: Trigger,
     max_pending: int,
     caller: str,
@@ -366,8 +368,8 @@ def _bind_push(
     return script.bind(
         keys,
         now_ms=now_ms,
-        group=group.id,
-        route=group.route,
+        group=group,
+        route=route,
         flush_every=trigger.flush_every,
         interval_ms=trigger.interval_ms,
         max_pending=max_pending,

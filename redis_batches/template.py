@@ -75,6 +75,8 @@ class Template:
         self._limit = runtime_of(task.app).settings.max_payload
         self._task = task
         self._check = task.__header__ if task.typing else None
+        # A task's own one may take nothing but an id, as in Celery.
+        self._takes_backend = _definitions(task, "AsyncResult") == 2
 
     def request(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outgoing:
         """Returns the request of a call, with an id of its own.
@@ -93,10 +95,8 @@ class Template:
 
     def results(self, ids: Iterable[str]) -> Iterator[Any]:
         """Yields the AsyncResults of calls."""
-        # A task's own one may take nothing but an id, as in Celery.
-        task, options = self._task, {}
-        if _definitions(task, "AsyncResult") == 2:
-            options = {"backend": task.backend}
+        task = self._task
+        options = {"backend": task.backend} if self._takes_backend else {}
         for task_id in ids:
             result = task.AsyncResult(task_id, **options)
             result.ignored = self._ignored

@@ -11,9 +11,10 @@ from benchmarks.stores import leased, outgoing, store_at
 from benchmarks.values import Column, Row, Values
 from redis_batches.lease import Lease
 from redis_batches.model import Group, Outcome, Trigger, Verb
+from redis_batches.scripts import PUSH_CHUNK, RELEASE_CHUNK
 from redis_batches.store import Store
 
-LARGE, PAYLOAD, CHUNK = 1000, 1000, 500
+LARGE, PAYLOAD = 1000, 1000
 #: Due at once, so that a sweep finds what a claim left.
 TRIGGER = Trigger(LARGE, 1000)
 GROUP = Group("{}")
@@ -33,9 +34,9 @@ class Block:
         self._measure("ack of all", self._claim().ack)
         lease = self._claim()
         ids = [request.id for request in lease.requests]
-        late = [Outcome(task_id, Verb.RETRY, 0, "an error") for task_id in ids[:CHUNK]]
-        self._measure(f"release of {CHUNK}", lambda: lease.release(late))
-        self._measure(f"reclaim of {LARGE - CHUNK}", partial(self._reclaim, lease))
+        late = [Outcome(task_id, Verb.RETRY, 0, "an error") for task_id in ids[:RELEASE_CHUNK]]
+        self._measure(f"release of {RELEASE_CHUNK}", lambda: lease.release(late))
+        self._measure(f"reclaim of {LARGE - RELEASE_CHUNK}", partial(self._reclaim, lease))
         self._finish()
         lease = self._claim()
         self._measure(f"reclaim of {LARGE:,}", partial(self._reclaim, lease))
@@ -43,10 +44,10 @@ class Block:
         self._finish()
 
     def _claim(self) -> Lease:
-        for _ in range(0, LARGE, CHUNK):
-            calls = outgoing(CHUNK, b'1\n[["' + b"x" * PAYLOAD + b'"],{}]')
+        for _ in range(0, LARGE, PUSH_CHUNK):
+            calls = outgoing(PUSH_CHUNK, b'1\n[["' + b"x" * PAYLOAD + b'"],{}]')
             push = partial(self._store.push, GROUP, TRIGGER, calls)
-            self._measure(f"push of {CHUNK}", push)
+            self._measure(f"push of {PUSH_CHUNK}", push)
         claim = partial(self._store.claim, GROUP.id, TRIGGER, force=True)
         lease = leased(self._measure(f"claim of {LARGE:,}", claim))
         if len(lease.requests) != LARGE:

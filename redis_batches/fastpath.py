@@ -7,17 +7,32 @@ again when anything has changed that it reads.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import Celery, Task
 from celery._state import get_current_task
 
+from redis_batches.committer import Committed
 from redis_batches.lateresult import needs_no_word
-from redis_batches.producer import commit, finish
+from redis_batches.model import Outgoing
+from redis_batches.producer import committing, finish
 from redis_batches.template import Template, is_plain, somebody_listens
 
 if TYPE_CHECKING:
     from redis_batches.task import Batches
+
+
+class Way(NamedTuple):
+    """What calls have in common.
+
+    Attributes:
+        template: Makes their requests.
+        commit: Stores one.
+    """
+
+    template: Template
+    commit: Callable[[Outgoing], Committed]
 
 
 class FastPath:
@@ -25,10 +40,10 @@ class FastPath:
 
     def __init__(self, task: Batches) -> None:
         self._task = task
-        #: What the template was made of, and the template; None: Celery's own path must be gone.
-        self._kept: tuple[Any, Template | None] = (None, None)
+        #: What the way was made of, and the way; None: Celery's own path must be gone.
+        self._kept: tuple[Any, Way | None] = (None, None)
 
-    def template(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Template | None:
+    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way | None:
         """Returns what calls have in common now, or None if Celery's own path must be gone.
 
         Args:
@@ -38,25 +53,28 @@ class FastPath:
         if somebody_listens() or get_current_task() is not None:
             return None
         changes, *rest = seen = self._look()
-        known, template = self._kept
+        known, way = self._kept
         if seen != known:
-            template = self._make(args, kwargs)
-            self._kept = ((dict(changes), *rest), template)
-        return template
+            way = self._make(args, kwargs)
+            self._kept = ((dict(changes), *rest), way)
+        return way
 
-    def call(self, template: Template, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, way: Way, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls the task; as `Batches.apply_async`."""
+        template, commit = way
         request = template.request(args, kwargs)
-        done = commit(self._task, template.group, template.priority, request)
-        finish(self._task, request.id, done, template.priority)
+        finish(self._task, request.id, commit(request), template.priority)
         (result,) = template.results([request.id])
         return result
 
-    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Template | None:
-        if not is_plain(self._task) or not needs_no_word(self._task.backend):
+    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way | None:
+        task = self._task
+        if not is_plain(task) or not needs_no_word(task.backend):
             return None
-        template = Template(self._task, args, kwargs, {})
-        return template if template.timeless and template.retry is None else None
+        template = Template(task, args, kwargs, {})
+        if not template.timeless or template.retry is not None:
+            return None
+        return Way(template, committing(task, template.group, template.priority))
 
     def _look(self) -> tuple[Any, ...]:
         """Returns all that may change and that Celery's own path reads anew at each call."""
@@ -67,7 +85,7 @@ class FastPath:
         return (
             conf.changes,
             conf,
-            # A header holds the process's id.
+            # A header holds the process's id; and a child has connections of its own.
             os.getpid(),
             amqp.get("router"),
             amqp.get("send_task_message"),
@@ -75,6 +93,8 @@ class FastPath:
             Celery.send_task,
             type(task.backend),
             task.ignore_result,
+            task.flush_every,
+            task.flush_interval,
             task.typing,
             task.time_limit,
             task.soft_time_limit,

@@ -6,8 +6,9 @@ remembers where the message would go, and a producer whose `publish` pushes into
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timezone
+from functools import partial
 from hashlib import blake2b
 from itertools import count
 from time import sleep
@@ -166,7 +167,7 @@ class Hop:
             pushed = push(task, made.group, [request], self.retry, caller)
             done = Committed(pushed.statuses[0], pushed.bells)
         else:
-            done = commit(task, made.group, made.priority, request)
+            done = committing(task, made.group, made.priority)(request)
         if batch and done.status not in (Status.FULL, Status.DUPLICATE):
             batch.requeued(request.id)
         finish(task, request.id, done, made.priority, self._producer)
@@ -232,10 +233,15 @@ def producer_of(app: Any, options: Mapping[str, Any]) -> Any:
     return options.get("producer") or options.get("publisher")
 
 
-def commit(task: Batches, group: Group, priority: int | None, request: Outgoing) -> Committed:
-    """Stores a request, together with what other threads call meanwhile."""
+def committing(
+    task: Batches, group: Group, priority: int | None
+) -> Callable[[Outgoing], Committed]:
+    """Returns what stores a request, together with what other threads call meanwhile.
+
+    It holds as long as this process does, and the task's trigger.
+    """
     lot = Lot(group, task.trigger, priority)
-    return runtime_of(task.app).committer(task.name).commit(lot, request)
+    return partial(runtime_of(task.app).committer(task.name).commit, lot)
 
 
 def finish(

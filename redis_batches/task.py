@@ -123,8 +123,8 @@ class Batches(Task):  # type: ignore[type-arg]
         if task_id is None and not (options or producer or link or link_error or shadow):
             plain = type(args) in _PLAIN_ARGS and type(kwargs) in _PLAIN_KWARGS
             call = (args or (), kwargs or {})
-            if plain and (template := self._fast_path.template(*call)) is not None:
-                return self._fast_path.call(template, *call)
+            if plain and (way := self._fast_path.find(*call)) is not None:
+                return self._fast_path.call(way, *call)
         app: Any = self.app
         check_call(self, options)
         if task_id is not None:

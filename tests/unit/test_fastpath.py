@@ -153,9 +153,9 @@ def test_bulk_calls_with_any_option_are_what_single_ones_are(task: Any, name: st
 def test_the_fast_path_is_celerys_own(task: Any, args: Any, kwargs: Any) -> None:
     """Byte for byte in Redis, and in the doorbell."""
     fast = traces(task, lambda: task.apply_async(args, kwargs))
-    assert task._fast_path.template((), {}) is not None
+    assert task._fast_path.find((), {}) is not None
     with listening():
-        assert task._fast_path.template((), {}) is None
+        assert task._fast_path.find((), {}) is None
         slow = traces(task, lambda: task.apply_async(args, kwargs))
 
     assert fast == slow
@@ -224,12 +224,12 @@ def test_eager_events_and_tracers_go_celerys_own_path(
         task.delay()
         task.delay_many([(), ()])
     assert seen == ["click"] * 3
-    assert task._fast_path.template((), {}) is not None
+    assert task._fast_path.find((), {}) is not None
     task.app.conf.task_send_sent_event = True
-    assert task._fast_path.template((), {}) is None
+    assert task._fast_path.find((), {}) is None
     task.app.conf.task_send_sent_event = False
     task.app.conf.task_always_eager = True
-    assert task._fast_path.template((), {}) is None
+    assert task._fast_path.find((), {}) is None
 
 
 def test_a_signature_is_checked_for_each_call(app: Celery) -> None:
@@ -245,7 +245,7 @@ def test_a_signature_is_checked_for_each_call(app: Celery) -> None:
             typed.delay(*bad)
         with pytest.raises(UnusableCall, match="call 1 "):
             typed.delay_many([(1,), bad])
-    assert typed._fast_path.template((1,), {}) is not None
+    assert typed._fast_path.find((1,), {}) is not None
     assert typed.stats()["pushed"] == 1
 
 
@@ -253,7 +253,7 @@ def test_a_retry_policy_of_the_app_holds_on_every_path(task: Any) -> None:
     """A call that is not to be sent again goes Celery's own path."""
     task.delay()
     task.app.conf.task_publish_retry = False
-    assert task._fast_path.template((), {}) is None
+    assert task._fast_path.find((), {}) is None
     assert len(task.delay_many([(), ()])) == 2
     assert task.stats()["pushed"] == 3
 

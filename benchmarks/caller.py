@@ -176,7 +176,7 @@ def lateness(tasks: Any, count: int) -> dict[str, float]:
                 time.sleep(random.uniform(PAUSE, max(7 * PAUSE, task.flush_interval / 5)))
                 called = time.monotonic()
                 make_calls(task, 1)
-                late.append(next_run(runs, task.name)[0] - called - task.flush_interval)
+                late.append(next_run(runs, task.name, 0.02)[0] - called - task.flush_interval)
 
     pool = [Thread(target=work, args=pair) for pair in zip(tasks, found, strict=True)]
     for thread in pool:
@@ -243,14 +243,17 @@ def wait_for_workers(count: int) -> None:
             raise RuntimeError(f"{count} workers did not start within {PATIENCE} s")
 
 
-def next_run(runs: Any, name: str = "-") -> tuple[float, int]:
-    """Waits for the next line of a task in the file in which runs are noted."""
+def next_run(runs: Any, name: str = "-", pause: float = 0.001) -> tuple[float, int]:
+    """Waits for the next line of a task in the file in which runs are noted.
+
+    The worker notes the time, so it does not matter how soon the line is read.
+    """
     deadline = time.monotonic() + PATIENCE
     while True:
         while not (line := runs.readline()):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"no batch ran within {PATIENCE} s")
-            time.sleep(0.001)
+            time.sleep(pause)
         started, size, whose, *_ = line.split()
         if whose == name:
             return float(started), int(size)

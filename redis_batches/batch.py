@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
+from logging import ERROR, INFO
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,8 +29,8 @@ _T = TypeVar("_T")
 
 #: Seconds for which an outcome is told again while the result backend cannot be reached.
 TELL_PATIENCE = 30.0
-#: Failed requests that one line of the log names.
-LOGGED_FAILURES = 10
+#: Requests that failed, or retry, that one line of the log names.
+LOGGED_REQUESTS = 10
 #: How long a request of a newer version waits for a newer worker.
 UNKNOWN_DELAY_MS = 5000
 
@@ -309,26 +311,30 @@ class Batch:
         for request in self.undecided:
             self.put_back(request)
         if well:
-            self._log_failures()
+            self._log_outcomes()
         for request in self.requests:
             request.batch = None
         bells = self.lease.release(self._given_back) if self._given_back else []
         self.lease.ack(well=well)
         return bells
 
-    def _log_failures(self) -> None:
-        """Says which requests failed; of a batch that raised, Celery logs the exception."""
-        failed = [(i, value) for i, value in self.values.items() if _is_failure(value)]
-        if failed:
-            logger.error(
-                "%d of %d requests of batch %s of %s failed: %s%s",
-                len(failed),
-                len(self.values),
-                self.token,
-                self.task.name,
-                ", ".join(f"{i}: {value!r}" for i, value in failed[:LOGGED_FAILURES]),
-                ", ..." if len(failed) > LOGGED_FAILURES else "",
-            )
+    def _log_outcomes(self) -> None:
+        """Says which failed or retry; of a batch that raised, Celery logs the exception."""
+        failed = {i: repr(value) for i, value in self.values.items() if _is_failure(value)}
+        retried = {i: str(value) for i, value in self.values.items() if isinstance(value, Retry)}
+        for level, verb, found in ((ERROR, "failed", failed), (INFO, "retry", retried)):
+            if found:
+                logger.log(
+                    level,
+                    "%d of %d requests of batch %s of %s %s: %s%s",
+                    len(found),
+                    len(self.values),
+                    self.token,
+                    self.task.name,
+                    verb,
+                    ", ".join(f"{i}: {found[i]}" for i in islice(found, LOGGED_REQUESTS)),
+                    ", ..." if len(found) > LOGGED_REQUESTS else "",
+                )
 
     def _take(self, request: SimpleRequest) -> bool:
         if self._open.pop(request.id, None) is not None:

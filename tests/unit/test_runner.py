@@ -489,6 +489,23 @@ def test_requests_that_fail_are_logged(caplog: pytest.LogCaptureFixture) -> None
     assert "Wrong('no')" in line
 
 
+def test_requests_that_retry_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """As Celery logs each call's retry: when and why."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        requests[0].retry(countdown=7, exc=Wrong("busy"))
+
+    with in_process(function, 2) as here, caplog.at_level("INFO", "celery.task"):
+        retried, _ = [here.task.delay(number) for number in range(2)]
+        answer(here)
+
+    (line,) = [text for text in caplog.messages if "retry" in text]
+    assert line.startswith("1 of 2 requests of batch")
+    assert f"{retried.id}: Retry" in line
+    assert "in 7s" in line
+    assert "Wrong('busy')" in line
+
+
 def claimed_by_a_second_delivery(here: InProcess) -> tuple[Any, Lease]:
     """Returns the request of a doorbell, and the lease of the run that it started last."""
     here.task.delay()

@@ -48,8 +48,8 @@ local values = redis.call('HMGET', items, unpack(ids))
 local owners = redis.call('HMGET', own, unpack(ids))
 local waiting = redis.call('HLEN', items) - redis.call('ZCARD', dead)
 local routed = redis.call('HEXISTS', routes, group) == 1
-local before = redis.call('LLEN', pending)
-local attention_ms = tonumber(redis.call('ZSCORE', groups, group) or 0)
+redis.call('LLEN', pending)
+redis.call('ZCARD', groups)
 redis.call('HLEN', bells)
 redis.call('ZCARD', eta)
 redis.call('HLEN', attempts)
@@ -151,11 +151,5 @@ end
 if newly_revoked > 0 then
   redis.call('HINCRBY', stats, 'revoked', newly_revoked)
 end
--- Most calls change nothing that `arm` would see, and it takes as long as all the rest: they fill no
--- batch, and the group wants attention soon, but not yet.
-local signals = 0
-local fills = math.floor((before + #entries) / flush_every) > math.floor(before / flush_every)
-if fills or attention_ms <= now or attention_ms > now + interval_ms then
-  signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
-end
+local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
 return {'pushed', signals, int(now), table.concat(statuses, ' ')}

@@ -59,10 +59,7 @@ def tell_success(
     store = store and not ignored(task, request)
     backend, guarded = task.backend, store and can_gather(task.backend)
     if guarded:
-        unread, context = _are_new(task, [request]), request.context
-        store_state(
-            backend, request.id, value, states.SUCCESS, confirm, unread=unread, request=context
-        )
+        _store(task, request, value, states.SUCCESS, confirm, request=request.context)
     if request.embed or (store and not guarded):
         with _current(task, request.context):
             backend.mark_as_done(request.id, value, request.context, store and not guarded)
@@ -121,6 +118,14 @@ def tell_together(
 def _are_new(task: Batches, requests: Sequence[SimpleRequest]) -> bool:
     """Whether calls have no state yet, as a rule: a store that finds one reads it then."""
     return not task.track_started and all(request.attempt == 1 for request in requests)
+
+
+def _store(
+    task: Batches, call: SimpleRequest, value: Any, state: str, confirm: Confirm, **more: Any
+) -> None:
+    """Stores the state of one call; `more` is what `Backend.store_result` takes."""
+    unread = _are_new(task, [call])
+    store_state(task.backend, call.id, value, state, confirm, unread=unread, **more)
 
 
 def is_plain(request: SimpleRequest) -> bool:
@@ -197,10 +202,7 @@ def tell_failure(task: Batches, request: SimpleRequest, exc: Exception, confirm:
     # With a chain Celery stores its other steps as failed, too.
     guarded = store and can_gather(task.backend) and not (request.embed or {}).get("chain")
     if guarded:
-        unread = _are_new(task, [request])
-        store_state(
-            task.backend, request.id, failure, states.FAILURE, confirm, unread=unread, **more
-        )
+        _store(task, request, failure, states.FAILURE, confirm, **more)
     else:
         confirm()
     with _current(task, request.context):
@@ -228,8 +230,7 @@ def tell_retry(task: Batches, request: SimpleRequest, reason: Retry, confirm: Co
     retried: Any = get_pickleable_exception(cause)
     more: dict[str, Any] = {"traceback": traceback_of(cause), "request": request.context}
     if can_gather(task.backend):
-        unread = _are_new(task, [request])
-        store_state(task.backend, request.id, retried, states.RETRY, confirm, unread=unread, **more)
+        _store(task, request, retried, states.RETRY, confirm, **more)
     else:
         task.backend.mark_as_retry(request.id, retried, **more)
     return True

@@ -283,7 +283,7 @@ class Runner:
         """
         task = self._task
         seen_before = [request for request in batch.requests if ran or request.attempt > 1]
-        settled = completion.settled(task, seen_before) if seen_before else []
+        settled = completion.settled(task, seen_before)
         for request, meta in settled:
             batch.tell_rest(request, meta)
         batch.leave_out([request for request, _ in settled])

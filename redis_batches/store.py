@@ -45,6 +45,8 @@ Clock: TypeAlias = Callable[[], str]
 
 #: Names of each kind that one sweep asks for.
 SWEEP_LIMIT = 500
+#: Of a request that has not run before.
+NO_ATTEMPTS = Attempts()
 _STATUSES = {status.value.encode(): status for status in Status}
 _COUNTS = (
     ("hlen", "items"),
@@ -376,10 +378,6 @@ def _bind_push(
         window_ms=DEDUPLICATION_WINDOW_MS,
         caller=caller,
     )
-
-
-#: Of a request that has not run before.
-NO_ATTEMPTS = Attempts()
 
 
 def parted(lengths: bytes, joined: bytes) -> list[bytes]:

@@ -23,10 +23,11 @@
 -- ARGV[8]  caller       text  token of the batch that the call is made from, or empty
 -- ARGV[9+] requests     list  (id, nonce, eta_ms or empty, envelope)*, at most 500
 --
--- Returns {"pushed", signals, now_ms, statuses}, a word per request: "new", "again" (this very
--- call is stored already), "done" (it ran already), "duplicate" (another call with this id waits or
--- runs), "full". A call from inside a batch with the id of one of its own requests is its retry. A
--- call whose id was revoked waits for nothing but to be told so.
+-- Returns {"pushed" signals now_ms statuses}, words in one string, which a client reads sooner than a
+-- list; a status per request: "new", "again" (this very call is stored already), "done" (it ran
+-- already), "duplicate" (another call with this id waits or runs), "full". A call from inside a
+-- batch with the id of one of its own requests is its retry. A call whose id was revoked waits for
+-- nothing but to be told so.
 -- Cost O(requests).
 local items, pending, own, groups = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local bells, routes, eta, dead = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
@@ -43,20 +44,9 @@ for i = 1, #requests, 4 do
   ids[#ids + 1] = requests[i]
 end
 
--- Every key is read by a typed command first: then a key of the wrong type changes nothing.
 local values = redis.call('HMGET', items, unpack(ids))
-local owners = redis.call('HMGET', own, unpack(ids))
 local waiting = redis.call('HLEN', items) - redis.call('ZCARD', dead)
 local routed = redis.call('HEXISTS', routes, group) == 1
-redis.call('LLEN', pending)
-redis.call('ZCARD', groups)
-redis.call('HLEN', bells)
-redis.call('ZCARD', eta)
-redis.call('HLEN', attempts)
-redis.call('HLEN', errors)
-redis.call('ZCARD', done)
-redis.call('ZCARD', revoked)
-redis.call('HLEN', stats)
 
 local function judge(i, id, nonce, placed)
   local call = nonce == '' and id or nonce
@@ -73,7 +63,8 @@ local function judge(i, id, nonce, placed)
   if placed[id] then
     return 'duplicate'
   end
-  if caller ~= '' and owners[i] and string.match(owners[i], '^[^:]*') == caller then
+  local owner = caller ~= '' and redis.call('HGET', own, id)
+  if owner and string.match(owner, '^[^:]*') == caller then
     return 'retry'
   end
   if redis.call('ZSCORE', dead, string.match(stored, '^[^:]*') .. ':' .. id) then
@@ -129,19 +120,34 @@ for i, id in ipairs(ids) do
   statuses[i] = status
 end
 if #stores == 0 then
-  return {'pushed', 0, int(now), table.concat(statuses, ' ')}
+  return {table.concat({'pushed', 0, int(now), unpack(statuses)}, ' ')}
+end
+
+-- What is written is read by a typed command first: then a key of the wrong type changes nothing.
+redis.call('LLEN', pending)
+redis.call('ZCARD', groups)
+redis.call('HLEN', bells)
+redis.call('HLEN', stats)
+if #etas > 0 then
+  redis.call('ZCARD', eta)
+end
+if #forgotten > 0 or #records > 0 then
+  redis.call('HLEN', attempts)
+  redis.call('HLEN', errors)
 end
 
 -- The first write allocates: a server that is out of memory refuses the call whole.
 call_many('HSET', items, stores)
-call_many('HDEL', own, released)
-call_many('ZREM', dead, buried)
-call_many('HDEL', attempts, forgotten)
-call_many('HDEL', errors, forgotten)
+if #forgotten > 0 then
+  call_many('HDEL', own, released)
+  call_many('ZREM', dead, buried)
+  call_many('HDEL', attempts, forgotten)
+  call_many('HDEL', errors, forgotten)
+  call_many('ZADD', done, tombstones)
+end
 call_many('HSET', attempts, records)
 call_many('RPUSH', pending, entries)
 call_many('ZADD', eta, etas)
-call_many('ZADD', done, tombstones)
 if not routed then
   redis.call('HSET', routes, group, route)
 end
@@ -152,4 +158,4 @@ if newly_revoked > 0 then
   redis.call('HINCRBY', stats, 'revoked', newly_revoked)
 end
 local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
-return {'pushed', signals, int(now), table.concat(statuses, ' ')}
+return {table.concat({'pushed', signals, int(now), unpack(statuses)}, ' ')}

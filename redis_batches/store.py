@@ -47,7 +47,7 @@ Clock: TypeAlias = Callable[[], str]
 SWEEP_LIMIT = 500
 #: Of a request that has not run before.
 NO_ATTEMPTS = Attempts()
-_STATUSES = {status.value.encode(): status for status in Status}
+_STATUSES = {status.value: status for status in Status}
 _COUNTS = (
     ("hlen", "items"),
     ("hlen", "own"),
@@ -125,11 +125,11 @@ class Store:
             caller=caller,
             requests=flat,
         )
-        word, *more = reply
-        statuses = more[2].split() if len(more) == 3 else []
-        if word != "pushed" or len(statuses) != len(requests):
+        words = reply[0].split()
+        if words[:1] != ["pushed"] or len(words) != 3 + len(requests):
             raise ScriptReplyError(f"push answered {reply!r}")
-        bells = Bells(group.id, group.route, more[0], int(more[1]))
+        _, signals, now_ms, *statuses = words
+        bells = Bells(group.id, group.route, int(signals), int(now_ms))
         return Pushed(bells, tuple([_STATUSES[status] for status in statuses]))
 
     def claim(

@@ -64,11 +64,13 @@ def test_a_reply_that_no_script_gives_is_an_error(store: Store, reply: str) -> N
         odd(store.client, store.keys)
 
 
-@pytest.mark.parametrize("reply", ["'pushed', 0, '1'", "'pushed', 0, '1', ''"])
+@pytest.mark.parametrize(
+    "reply", ["'pushed 0 1'", "'pushed 0 1 new new'", "'pushed', 0, '1', 'new'"]
+)
 def test_a_push_says_what_became_of_each_request(
     store: Store, monkeypatch: pytest.MonkeyPatch, reply: str
 ) -> None:
-    """A reply that says it of fewer is not believed."""
+    """A reply that says it of fewer or more is not believed."""
     head = load_sources()["push"].partition("\n\n")[0]
     odd = Script("push", f"{head}\nreturn {{{reply}}}", "")
     monkeypatch.setattr("redis_batches.store.load_scripts", lambda: {"push": odd})

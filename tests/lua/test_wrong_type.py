@@ -35,6 +35,19 @@ def test_a_foreign_key_leaves_every_other_key_unchanged(
     stage: Stage, script: str, name: str
 ) -> None:
     """Somebody else wrote it; the error names the reason."""
+    refused_whole(stage, script, name)
+
+
+def test_a_foreign_key_leaves_a_dead_letter_unchanged(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing else in the call needs the key."""
+    monkeypatch.setitem(VALUES["push"], "requests", ["dead", "n", "", b"3"])
+    refused_whole(stage, "push", "attempts")
+
+
+def refused_whole(stage: Stage, script: str, name: str) -> None:
+    """Asserts that a script changes nothing if somebody else wrote one of its keys."""
     token = VALUES[script].get("token", "")
     key = stage.keys(script).resolve(name, group=GROUP.id, token=token)
     stage.store.client.delete(key)

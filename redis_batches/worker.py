@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -104,7 +105,9 @@ class SweeperStep(bootsteps.StartStopStep):
             return
         name = f"{consumer.hostname}:{uuid4().hex[:8]}"
         served = partial(_own_tasks, consumer.app)
-        self._sweeper = Sweeper(served, ringer(consumer.app), settings.sweep_interval, name)
+        self._sweeper = Sweeper(
+            served, ringer(consumer.app), settings.sweep_interval, name, monotonic
+        )
         self._schedule(consumer, 0.0)
 
     def stop(self, consumer: Any) -> None:

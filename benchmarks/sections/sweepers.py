@@ -62,7 +62,8 @@ def _sweeper(server: EmbeddedServer, number: int, tasks: int, interval_ms: int) 
             eta_ms = round(time.time() * 1000) + HOUR_MS
             store.push(GROUP, trigger, [outgoing(1)[0]._replace(eta_ms=eta_ms)])
     served = [Served(store, trigger) for store in stores]
-    return Sweeper(lambda: served, _ring, settings.sweep_interval, f"worker-{number}")
+    name = f"worker-{number}"
+    return Sweeper(lambda: served, _ring, settings.sweep_interval, name, time.monotonic)
 
 
 def _ring(task: str, bells: Bells) -> None:

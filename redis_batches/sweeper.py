@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
-from random import random
 
 from redis_batches.config import MIN_INTERVAL_MS
 from redis_batches.errors import BatchesError
@@ -40,8 +39,6 @@ class Sweeper:
         interval: Seconds between two ticks, at most.
         name: Tells this sweeper from others: one of them leads per task, the others stand by.
             "" sweeps at every tick, whoever leads.
-        clock: Returns seconds. By it each task is swept at its own pace, so that what is due does
-            not wait for all other tasks; without one every tick sweeps for every task.
     """
 
     def __init__(
@@ -50,43 +47,26 @@ class Sweeper:
         ring: Callable[[str, Bells], None],
         interval: float,
         name: str = "",
-        clock: Callable[[], float] | None = None,
     ) -> None:
-        self._served = served
+        self.served = served
+        self.interval = interval
         self._ring = ring
-        self._interval = interval
         self._name = name
-        self._paced = clock is not None
-        self._clock = clock or _stopped_clock
-        #: When each task next wants to be swept, as its last sweep said.
-        self._wanted: dict[str, float] = {}
         self._greeted: set[str] = set()
 
     def tick(self) -> float:
-        """Sweeps for each task that wants it by now; returns seconds until the next tick."""
-        wanted = {}
-        for served in self._served():
-            task = served.store.task
-            wanted[task] = self._wanted.get(task, 0.0)
-            if wanted[task] <= self._clock():
-                wait = self._look_after(served)
-                # From the first sweep on spread over their pace: no tick is long.
-                spread = random() if self._paced and task not in self._wanted else 1
-                wanted[task] = self._clock() + wait * spread
-        if self._paced:
-            self._wanted = wanted
-        waits = [moment - self._clock() for moment in wanted.values()]
-        return max(min([self._interval, *waits]), 0.001)
+        """Sweeps once for every task; returns seconds until the next tick is wanted."""
+        return max(min([self.interval, *map(self.look_after, self.served())]), 0.001)
 
-    def _look_after(self, served: Served) -> float:
-        """Sweeps for a task; returns seconds until it wants to be swept again."""
+    def look_after(self, served: Served) -> float:
+        """Sweeps for one task; returns seconds until it wants to be swept again."""
         task = served.store.task
         greet = bool(self._name) and task not in self._greeted
         try:
             wait = self._sweep(served, greet)
         except BatchesError as exc:
             logger.warning("cannot sweep %s: %s", task, exc)
-            return self._interval
+            return self.interval
         self._greeted.add(task)
         return wait
 
@@ -102,7 +82,7 @@ class Sweeper:
             )
             greet = False
             if swept is None:
-                return min(self._interval, STANDBY)
+                return min(self.interval, STANDBY)
             self._serve(served, swept)
             wait_ms = swept.wait_ms
             if max(len(swept.bells), len(swept.expired), len(swept.ready)) < SWEEP_LIMIT:
@@ -110,13 +90,13 @@ class Sweeper:
         if wait_ms is None:
             return pace
         # What is overdue even now could not be served, or is too much for one tick.
-        return min(pace, (wait_ms or MIN_INTERVAL_MS) / 1000)
+        return min(pace, (wait_ms + 1 if wait_ms else MIN_INTERVAL_MS) / 1000)
 
     def _pace(self, trigger: Trigger) -> float:
         """What a tick does not see is armed later, and due a flush interval after that."""
         if trigger.interval_ms == 0:
-            return self._interval
-        return min(self._interval, max(trigger.interval_ms, MIN_INTERVAL_MS) / 1000)
+            return self.interval
+        return min(self.interval, max(trigger.interval_ms, MIN_INTERVAL_MS) / 1000)
 
     def _serve(self, served: Served, swept: Swept) -> None:
         store, trigger = served.store, served.trigger
@@ -134,8 +114,3 @@ class Sweeper:
             self._ring(task, serve())
         except BatchesError as exc:
             logger.warning("cannot serve a part of %s: %s", task, exc)
-
-
-def _stopped_clock() -> float:
-    """Always the moment at which every task wants to be swept."""
-    return 0.0

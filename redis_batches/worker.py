@@ -22,6 +22,7 @@ from redis_batches.doorbell import ERRBACK, GOES_ON, MARKER, is_token_of, ring
 from redis_batches.errors import BatchesError, StoreError
 from redis_batches.following import is_limited, limits_of
 from redis_batches.model import Bells, Trigger
+from redis_batches.pacing import PacedSweeper
 from redis_batches.producer import usual_destination
 from redis_batches.runner import RUNNING, Runner
 from redis_batches.runtime import runtime_of
@@ -93,7 +94,7 @@ class SweeperStep(bootsteps.StartStopStep):
 
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         self._entry: Any = None
-        self._sweeper: Sweeper | None = None
+        self._sweeper: PacedSweeper | None = None
         super().__init__(consumer, **kwargs)
 
     def start(self, consumer: Any) -> None:
@@ -105,9 +106,8 @@ class SweeperStep(bootsteps.StartStopStep):
             return
         name = f"{consumer.hostname}:{uuid4().hex[:8]}"
         served = partial(_own_tasks, consumer.app)
-        self._sweeper = Sweeper(
-            served, ringer(consumer.app), settings.sweep_interval, name, monotonic
-        )
+        sweeper = Sweeper(served, ringer(consumer.app), settings.sweep_interval, name)
+        self._sweeper = PacedSweeper(sweeper, monotonic)
         self._schedule(consumer, 0.0)
 
     def stop(self, consumer: Any) -> None:
@@ -121,7 +121,7 @@ class SweeperStep(bootsteps.StartStopStep):
     def _schedule(self, consumer: Any, seconds: float) -> None:
         self._entry = consumer.timer.call_after(seconds, self._tick, (consumer, self._sweeper))
 
-    def _tick(self, consumer: Any, sweeper: Sweeper) -> None:
+    def _tick(self, consumer: Any, sweeper: PacedSweeper) -> None:
         if sweeper is not self._sweeper:
             return
         try:

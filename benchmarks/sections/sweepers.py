@@ -13,6 +13,7 @@ from benchmarks.values import Column, Row, Values
 from redis_batches.config import Settings
 from redis_batches.embedded import EmbeddedServer
 from redis_batches.model import Bells, Trigger
+from redis_batches.pacing import PacedSweeper
 from redis_batches.store import Store
 from redis_batches.sweeper import Served, Sweeper
 
@@ -51,7 +52,7 @@ def _sweep(bench: Bench, count: int, tasks: int, interval_ms: int) -> dict[str, 
     }
 
 
-def _sweeper(server: EmbeddedServer, number: int, tasks: int, interval_ms: int) -> Sweeper:
+def _sweeper(server: EmbeddedServer, number: int, tasks: int, interval_ms: int) -> PacedSweeper:
     """Returns a sweeper with a connection and settings as a worker has them."""
     client, settings = store_at(server).client, Settings()
     trigger = Trigger(100, interval_ms)
@@ -63,7 +64,8 @@ def _sweeper(server: EmbeddedServer, number: int, tasks: int, interval_ms: int) 
             store.push(GROUP, trigger, [outgoing(1)[0]._replace(eta_ms=eta_ms)])
     served = [Served(store, trigger) for store in stores]
     name = f"worker-{number}"
-    return Sweeper(lambda: served, _ring, settings.sweep_interval, name, time.monotonic)
+    sweeper = Sweeper(lambda: served, _ring, settings.sweep_interval, name)
+    return PacedSweeper(sweeper, time.monotonic)
 
 
 def _ring(task: str, bells: Bells) -> None:
@@ -72,7 +74,7 @@ def _ring(task: str, bells: Bells) -> None:
         raise RuntimeError(f"{task} was due")
 
 
-def _tick_for(sweepers: list[Sweeper], seconds: float) -> float:
+def _tick_for(sweepers: list[PacedSweeper], seconds: float) -> float:
     """Ticks each when it wants to; returns the most seconds that one was late."""
     began, late = time.monotonic(), 0.0
     due = [(began + i / len(sweepers), i) for i in range(len(sweepers))]

@@ -12,13 +12,11 @@ from threading import Thread
 from typing import Any
 
 import pytest
-import redis
 from celery import Celery, group
 from celery.exceptions import TimeoutError
 from celery.result import GroupResult, ResultSet, denied_join_result
 
 from redis_batches import batched_task
-from redis_batches.connection import Packed, connect, pack_script
 from redis_batches.runtime import runtime_of
 from tests.conftest import wait_until
 
@@ -170,25 +168,3 @@ def test_greenlets_share_script_calls(shared_url: str, namespace: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "ok\n"
-
-
-def test_a_script_packed_before_is_what_redis_py_would_send() -> None:
-    """Byte for byte, whatever the types."""
-    fixed, rest = ("f" * 40, 2, "key é", b"key", 0, ""), ("id", "", 12, b"\x00" * 7000)
-
-    theirs = redis.Connection().pack_command("EVALSHA", *fixed, *rest)
-
-    assert pack_script(Packed(fixed), rest) == b"".join(theirs)
-
-
-def test_a_connection_that_was_just_closed_is_made_anew(shared_url: str) -> None:
-    """It is not asked whether it is alive, but a retry finds another."""
-    client, other = connect(shared_url, 5, 1), redis.Redis.from_url(shared_url)
-    number = client.client_id()
-    assert client.client_id() == number
-    other.client_kill_filter(_id=number)
-    assert client.client_id() != number
-    client.connection_pool.disconnect()
-    assert client.ping()
-    client.close()
-    other.close()

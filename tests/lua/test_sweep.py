@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import pytest
 
@@ -395,7 +394,7 @@ def test_a_tick_says_when_the_next_is_wanted(store: Store, clock: Clock, belfry:
     assert sweeper.tick() == 1.0
     push(store, "a")
     clock.advance(INTERVAL_MS - 300)
-    assert sweeper.tick() == pytest.approx(0.3)
+    assert sweeper.tick() == pytest.approx(0.301)
 
 
 def test_a_sweeper_ticks_once_per_shortest_interval(store: Store, belfry: Belfry) -> None:
@@ -403,72 +402,6 @@ def test_a_sweeper_ticks_once_per_shortest_interval(store: Store, belfry: Belfry
     served = [Served(store, Trigger(3, 50))]
 
     assert Sweeper(lambda: served, belfry, 1.0, "anne").tick() == pytest.approx(0.05)
-
-
-@pytest.fixture
-def swept(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The tasks that were swept, in order."""
-    tasks, sweep = [], Store.sweep
-
-    def noting(store: Store, *args: Any, **options: Any) -> Swept | None:
-        tasks.append(store.task)
-        return sweep(store, *args, **options)
-
-    monkeypatch.setattr(Store, "sweep", noting)
-    return tasks
-
-
-def paced_sweeper(belfry: Belfry, clock: Clock, *served: Served) -> Sweeper:
-    """Returns a sweeper as a worker has it."""
-    return Sweeper(lambda: served, belfry, 1.0, "anne", lambda: clock.now_ms / 1000)
-
-
-def test_each_task_is_swept_at_its_own_pace(
-    store: Store, clock: Clock, belfry: Belfry, swept: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is due does not wait until a hundred others were looked at."""
-    monkeypatch.setattr("redis_batches.sweeper.random", lambda: 1.0)
-    other = Store(store.client, store.settings, "shop.other", clock)
-    fast, slow = Served(store, Trigger(3, 50)), Served(other, TRIGGER)
-    sweeper = paced_sweeper(belfry, clock, slow, fast)
-
-    for _ in range(19):
-        clock.advance(round(1000 * sweeper.tick()))
-    assert swept == [other.task, *[store.task] * 19]
-    clock.advance(round(1000 * sweeper.tick()))
-    sweeper.tick()
-    assert sorted(swept[20:]) == sorted([store.task, store.task, other.task])
-
-
-def test_the_first_sweeps_spread_over_the_pace(
-    store: Store, clock: Clock, belfry: Belfry, swept: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a worker of many tasks would look at all of them in one tick, once a second."""
-    parts = iter([0.5, 0.25])
-    monkeypatch.setattr("redis_batches.sweeper.random", lambda: next(parts))
-    other = Store(store.client, store.settings, "shop.other", clock)
-    sweeper = paced_sweeper(belfry, clock, Served(store, TRIGGER), Served(other, TRIGGER))
-
-    waits = []
-    for _ in range(5):
-        waits.append(round(sweeper.tick(), 3))
-        clock.advance(round(1000 * waits[-1]))
-    assert waits == [0.25, 0.25, 0.75, 0.25, 0.75]
-    assert swept == [store.task, other.task, other.task, store.task, other.task, store.task]
-
-
-def test_a_task_that_came_later_is_swept_too(
-    store: Store, clock: Clock, belfry: Belfry, swept: list[str]
-) -> None:
-    """A module that is imported late may bring one."""
-    served = [Served(store, TRIGGER)]
-    sweeper = Sweeper(lambda: served, belfry, 1.0, "anne", lambda: clock.now_ms / 1000)
-    sweeper.tick()
-    other = Store(store.client, store.settings, "shop.other", clock)
-    served.append(Served(other, TRIGGER))
-    sweeper.tick()
-
-    assert swept == [store.task, other.task]
 
 
 def test_a_sweeper_greets_once(store: Store, clock: Clock, belfry: Belfry) -> None:
@@ -511,6 +444,30 @@ def test_a_greeting_that_failed_is_made_good(store: Store, clock: Clock, belfry:
     sweeper.tick()
 
     assert len(belfry.rung) == 1
+
+
+def test_each_task_is_greeted(store: Store, clock: Clock, belfry: Belfry) -> None:
+    """One whose greeting failed, and one that came later, though another has been."""
+    late = Store(store.client, store.settings, "shop.late", clock)
+    for each in store, late:
+        push(each, *"abc")
+        for _ in range(20):
+            clock.advance(MAX_PAUSE_MS)
+            sweep(each)
+        each.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000)
+    fine = Store(store.client, store.settings, "shop.fine", clock)
+    served = [Served(fine, TRIGGER), Served(store, TRIGGER)]
+    sweeper = Sweeper(lambda: served, belfry, 1.0, "anne")
+    claims = store.keys.resolve("claims")
+    store.client.set(claims, "foreign")
+    sweeper.tick()
+    store.client.delete(claims)
+    assert belfry.rung == []
+
+    served.append(Served(late, TRIGGER))
+    sweeper.tick()
+    sweeper.tick()
+    assert len(belfry.rung) == 2
 
 
 def test_a_batch_that_cannot_be_taken_back_keeps_no_other_waiting(

@@ -38,11 +38,13 @@ def test_a_foreign_key_leaves_every_other_key_unchanged(
     refused_whole(stage, script, name)
 
 
-def test_a_foreign_key_leaves_a_dead_letter_unchanged(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("task_id", ["dead", "banned"])
+def test_a_foreign_key_that_one_request_needs(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, task_id: str
 ) -> None:
-    """Also where nothing else in the call needs the key."""
-    monkeypatch.setitem(VALUES["push"], "requests", ["dead", "n", "", b"3"])
+    """A dead letter that is called again, and an id that was revoked before."""
+    stage.store.client.zadd(stage.store.keys.resolve("revoked"), {"banned": "9" * 13})
+    monkeypatch.setitem(VALUES["push"], "requests", [task_id, "n", "", b"3"])
     refused_whole(stage, "push", "attempts")
 
 

@@ -38,6 +38,7 @@ _NEAREST = {
     "batch": ["tests/unit/test_runner.py", "tests/properties/test_untold.py"],
     "canceller": ["tests/lua/test_cancel.py", "tests/unit/test_revoke.py"],
     "codec": ["tests/unit/test_codec.py"],
+    "connection": ["tests/integration/test_connection.py"],
     "completion": ["tests/unit/test_runner.py", "tests/integration/test_results.py"],
     "doorbell": ["tests/unit/test_doorbell.py"],
     "heartbeat": ["tests/unit/test_heartbeat.py"],
@@ -45,6 +46,7 @@ _NEAREST = {
     "lease": ["tests/lua/test_ack.py", "tests/lua/test_release.py", "tests/lua/test_extend.py"],
     # Also lua/results/store.lua.
     "results": ["tests/integration/test_results.py"],
+    "pacing": ["tests/unit/test_pacing.py"],
     "remote": ["tests/unit/test_revoke.py"],
     "revoke": ["tests/unit/test_revoke.py"],
     "runner": [
@@ -55,6 +57,7 @@ _NEAREST = {
     "scripts": ["tests/lua/test_scripts.py"],
     "store": ["tests/lua/test_claim.py", "tests/lua/test_scripts.py", "tests/lua/test_promote.py"],
     "sweeper": ["tests/lua/test_sweep.py"],
+    "worker": ["tests/unit/test_worker.py"],
 }
 
 

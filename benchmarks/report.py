@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bench import Section
+from benchmarks.peer import ROOT
 from benchmarks.values import Column, Row, Values, middle, number
 
 #: What each section measured.
@@ -73,6 +75,7 @@ def describe_machine(url: str, versions: Mapping[str, str]) -> dict[str, str]:
         info: Any = client.info("server")
     server = info.get("server_name", "redis")
     return {
+        "code": _code(),
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "load before": " ".join(f"{load:.2f}" for load in os.getloadavg()),
         "system": f"{platform.platform()}, Python {platform.python_version()}",
@@ -101,6 +104,16 @@ def _cell(values: Values, row: Row, column: Column, spread: str) -> str:
 
 def _line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _code() -> str:
+    """Returns the commit that is measured, with a plus if something was changed since."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "no git repository"
+    return done.stdout.strip()
 
 
 def _processor() -> str:

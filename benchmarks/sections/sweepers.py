@@ -17,12 +17,13 @@ from redis_batches.pacing import PacedSweeper
 from redis_batches.store import Store
 from redis_batches.sweeper import Served, Sweeper
 
-COUNTS, TASKS, INTERVALS_MS = (1, 100), (1, 10), (1000, 50)
+#: Flush interval in ms, tasks, sweepers.
+CASES = (*product((1000, 50), (1, 10), (1, 100)), (1000, 100, 1))
 
 
 def measure(bench: Bench, values: Values) -> None:
     """One sweeper, as a worker has it, and then a hundred: once, for it is a mean over seconds."""
-    for interval_ms, tasks, count in product(INTERVALS_MS, TASKS, COUNTS):
+    for interval_ms, tasks, count in CASES:
         row = _row(count, tasks, interval_ms)
         bench.say(row.title)
         bench.ours.reset()
@@ -43,11 +44,13 @@ def _sweep(bench: Bench, count: int, tasks: int, interval_ms: int) -> dict[str, 
     # Their first ticks look for more, and spread over the time that they stand by.
     _tick_for(sweepers, 1.2)
     cpu, commands, began = cpu_seconds(client), _commands(client), time.monotonic()
+    own = time.process_time()
     late = _tick_for(sweepers, bench.sizes.sweep_seconds)
     elapsed = time.monotonic() - began
     return {
         "commands": (_commands(client) - commands) / elapsed,
         "cpu": 100 * (cpu_seconds(client) - cpu) / elapsed,
+        "own": 100 * (time.process_time() - own) / elapsed / count,
         "late": 1000 * late,
     }
 
@@ -103,11 +106,14 @@ SECTION = Section(
     title="What sweepers cost while nothing is due",
     note=(
         "As many sweepers as workers have, each with a connection of its own, at the pace that they"
-        " choose. The commands are those that scripts run, too."
+        " choose; of each task one leads, and the others look in once a second. The commands are"
+        " those that scripts run, too. One process plays all of them: a tick is late when it is"
+        " still busy with another sweeper's."
     ),
     columns=(
         Column("commands", "commands"),
-        Column("cpu", "of a core", " %"),
+        Column("cpu", "server, of a core", " %"),
+        Column("own", "each sweeper, of a core", " %"),
         Column("late", "a tick late by at most", " ms"),
     ),
     measure=measure,

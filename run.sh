@@ -10,6 +10,7 @@ Usage: sh run.sh COMMAND [ARGUMENT...]
   demo     batches, workers and a private server, live in this terminal
   test     the tests; arguments go to pytest
   bench    the benchmarks, beside celery-batches: 20 minutes, with --quick three
+  oldest   tests with the oldest Celery and redis-py that are supported
   servers  the tests of the scripts on Valkey 9.1 and Redis 8.2, 7.0 (if it is on the PATH) and 6.2
   mutants  breaks the code in 200 ways, and shows which test catches each: half an hour
   check    linters, types, layers, docker-compose.yml and the wheel
@@ -17,6 +18,9 @@ Usage: sh run.sh COMMAND [ARGUMENT...]
 They need Python 3.10 or later ($PYTHON, else one on the PATH) and, the first time, PyPI.
 END
 }
+
+venv=.venv
+constraints=constraints.txt
 
 fail() {
   echo "run.sh: $*" >&2
@@ -37,28 +41,29 @@ find_python() {
 make_venv() {
   find_python
   if "$python" -c 'import ensurepip' 2>/dev/null; then
-    "$python" -m venv --clear .venv
+    "$python" -m venv --clear "$venv"
   else
     "$python" -m pip --version >/dev/null 2>&1 ||
       fail "$python has neither ensurepip nor pip: install python3-venv or python3-pip"
-    "$python" -m venv --clear --without-pip .venv
-    "$python" -m pip --python .venv/bin/python install -qq pip
+    "$python" -m venv --clear --without-pip "$venv"
+    "$python" -m pip --python "$venv/bin/python" install -qq pip
   fi
 }
 
-# need EXTRA: .venv has the project with that extra, as pyproject.toml and constraints.txt say now.
+# need EXTRA: $venv has the project with that extra, as pyproject.toml and $constraints say now.
 need() {
   export PIP_DISABLE_PIP_VERSION_CHECK=1
-  wanted="$(cat pyproject.toml constraints.txt | cksum) $PWD"
-  if [ "$(cat ".venv/$1.installed" 2>/dev/null)" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null
+  wanted="$(cat pyproject.toml "$constraints" | cksum) $PWD"
+  if [ "$(cat "$venv/$1.installed" 2>/dev/null)" = "$wanted" ] &&
+    "$venv/bin/python" -c '' 2>/dev/null
   then
     return
   fi
-  echo "run.sh: installing into .venv" >&2
-  .venv/bin/python -c 'import pip' 2>/dev/null || make_venv
-  .venv/bin/python -m pip install -qq -c constraints.txt -e ".[$1]" ||
+  echo "run.sh: installing into $venv" >&2
+  "$venv/bin/python" -c 'import pip' 2>/dev/null || make_venv
+  "$venv/bin/python" -m pip install -qq -c "$constraints" -e ".[$1]" ||
     fail 'the installation failed: see above'
-  echo "$wanted" >".venv/$1.installed"
+  echo "$wanted" >"$venv/$1.installed"
 }
 
 step() {
@@ -92,6 +97,16 @@ case "$command" in
   bench)
     need test
     exec .venv/bin/python -m benchmarks "$@"
+    ;;
+  oldest)
+    venv=.venv-oldest
+    constraints=.venv-oldest.txt
+    grep -Ev '^(celery|kombu|redis)==' constraints.txt >"$constraints"
+    printf '%s\n' celery==5.5.0 redis==5.2.0 >>"$constraints"
+    need test
+    exec "$venv/bin/python" -m pytest -n 3 --dist loadfile tests/unit tests/lua \
+      tests/integration/test_connection.py tests/integration/test_main_job.py \
+      tests/integration/test_producer.py tests/integration/test_results.py "$@"
     ;;
   servers)
     need test

@@ -123,7 +123,8 @@ if #stores == 0 then
   return {table.concat({'pushed', 0, int(now), unpack(statuses)}, ' ')}
 end
 
--- What is written is read by a typed command first: then a key of the wrong type changes nothing.
+-- What is written is read by a typed command first, here if not above: then a key of the wrong type
+-- changes nothing.
 redis.call('LLEN', pending)
 redis.call('ZCARD', groups)
 redis.call('HLEN', bells)

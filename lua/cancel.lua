@@ -7,7 +7,7 @@
 -- KEYS[5]  own       hash  id -> token:nonce
 -- KEYS[6]  leases    zset  token -> expiry (ms)
 -- KEYS[7]  routes    hash  group -> where to ring for it (JSON)
--- KEYS[8]  attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
+-- KEYS[8]  attempts  hash  id -> record of attempts
 -- KEYS[9]  delayed   zset  group:id -> ready (ms)
 -- KEYS[10] eta       zset  group:id -> wall clock (ms)
 -- KEYS[11] dead      zset  group:id -> died (ms)

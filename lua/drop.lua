@@ -2,7 +2,7 @@
 --
 -- KEYS[1] items     hash  id -> group:nonce:envelope
 -- KEYS[2] dead      zset  group:id -> died (ms)
--- KEYS[3] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
+-- KEYS[3] attempts  hash  id -> record of attempts
 -- KEYS[4] errors    hash  id -> text of the last error
 -- KEYS[5] stats     hash  counters
 -- ARGV[1]  now_ms  int   not used: every script takes it

@@ -202,22 +202,30 @@ local function give_back(pending, stale, group, entries)
   put_first(pending, merged)
 end
 
--- A record of attempts is tries:crashes:alone:split:lost:tried_ms:revoked.
+-- A record of attempts is
+-- tries:crashes:alone:split:lost:tried_ms:revoked:put_backs:postponed.
 local function read_attempts(record)
-  local tries, crashes, alone, split, lost, tried_ms, revoked =
-    string.match(record or '', '^(%d+):(%d+):(%d+):(%d+):(%d):(%d+):?(%d?)$')
+  local tries, crashes, alone, split, lost, tried_ms, revoked, put_backs, postponed =
+    string.match(record or '', '^(%d+):(%d+):(%d+):(%d+):(%d):(%d+):(%d):(%d+):(%d+)$')
   return {
     tries = tonumber(tries or 0), crashes = tonumber(crashes or 0), alone = tonumber(alone or 0),
     split = tonumber(split or 0), lost = tonumber(lost or 0), tried_ms = tonumber(tried_ms or 0),
-    revoked = tonumber(revoked or 0) or 0,
+    revoked = tonumber(revoked or 0), put_backs = tonumber(put_backs or 0),
+    postponed = tonumber(postponed or 0),
   }
 end
 
 local function write_attempts(state)
   return table.concat({
     state.tries, state.crashes, state.alone, state.split, state.lost, int(state.tried_ms),
-    state.revoked,
+    state.revoked, state.put_backs, state.postponed,
   }, ':')
+end
+
+-- How long a request waits that was put back so often before: it doubles each time, up to 10 minutes.
+local function back_off(delay_ms, before)
+  local repeated_ms = before > 0 and MIN_PAUSE_MS * 2 ^ (before - 1) or 0
+  return math.min(math.max(delay_ms * 2 ^ before, repeated_ms), MAX_PAUSE_MS)
 end
 
 -- What a record says once its request is revoked: whoever claims it tells so, and does not run it.

@@ -7,7 +7,7 @@
 -- KEYS[5] routes    hash  group -> where to ring for it (JSON)
 -- KEYS[6] delayed   zset  group:id -> ready (ms)
 -- KEYS[7] eta       zset  group:id -> wall clock (ms)
--- KEYS[8] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
+-- KEYS[8] attempts  hash  id -> record of attempts
 -- KEYS[9] stale     hash  group:id -> its entries from the head: s stale, l live
 -- ARGV[1]  now_ms       int   empty: the server's time
 -- ARGV[2]  group        text

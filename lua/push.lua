@@ -8,7 +8,7 @@
 -- KEYS[6]  routes    hash  group -> where to ring for it (JSON)
 -- KEYS[7]  eta       zset  group:id -> wall clock (ms)
 -- KEYS[8]  dead      zset  group:id -> died (ms)
--- KEYS[9]  attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
+-- KEYS[9]  attempts  hash  id -> record of attempts
 -- KEYS[10] errors    hash  id -> text of the last error
 -- KEYS[11] done      zset  nonce or token -> expiry (ms)
 -- KEYS[12] revoked   zset  id -> expiry (ms)

@@ -9,7 +9,7 @@
 -- KEYS[7]  groups    zset  group -> when it next wants attention (ms)
 -- KEYS[8]  bells     hash  group -> outstanding:rung_ms:pause_ms:feared
 -- KEYS[9]  routes    hash  group -> where to ring for it (JSON)
--- KEYS[10] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
+-- KEYS[10] attempts  hash  id -> record of attempts
 -- KEYS[11] done      zset  nonce or token -> expiry (ms)
 -- KEYS[12] stats     hash  counters
 -- KEYS[13] stale     hash  group:id -> its entries from the head: s stale, l live

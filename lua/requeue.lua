@@ -6,7 +6,7 @@
 -- KEYS[4] bells     hash  group -> outstanding:rung_ms:pause_ms:feared
 -- KEYS[5] routes    hash  group -> where to ring for it (JSON)
 -- KEYS[6] dead      zset  group:id -> died (ms)
--- KEYS[7] attempts  hash  id -> tries:crashes:alone:split:lost:tried_ms:revoked
+-- KEYS[7] attempts  hash  id -> record of attempts
 -- KEYS[8] errors    hash  id -> text of the last error
 -- ARGV[1]  now_ms       int   empty: the server's time
 -- ARGV[2]  group        text

@@ -82,9 +82,10 @@ def _fail(batch: Batch, request: SimpleRequest, exc: Any, given: dict[str, Any])
 
 
 def _retry(batch: Batch, request: SimpleRequest, exc: Any, given: dict[str, Any]) -> None:
-    when = getattr(exc, "when", None)
-    seconds = when if isinstance(when, (int, float)) else None
-    batch.retry(request, countdown=seconds, exc=exc.exc if isinstance(exc, Retry) else exc)
+    if isinstance(exc, Retry):
+        batch.decide(request, exc)
+    else:
+        batch.retry(request, exc=exc)
 
 
 _SETTLERS = {"mark_as_done": _succeed, "mark_as_failure": _fail, "mark_as_retry": _retry}

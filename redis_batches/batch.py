@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from enum import Enum
 from functools import partial
 from itertools import islice
 from logging import ERROR, INFO
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from celery.exceptions import Retry, TaskRevokedError
+from celery import Task
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskRevokedError
 from celery.utils.log import get_task_logger
 
 from redis_batches import completion
 from redis_batches.codec import UnknownEnvelope
 from redis_batches.config import HEARTBEATS_PER_LEASE
+from redis_batches.endings import VERDICTS, failure_of, shown
 from redis_batches.errors import LeaseLost, ResultCountError, ResultKeyError, ResultTypeError
 from redis_batches.lease import Lease
 from redis_batches.model import Bells, Outcome, Verb
+from redis_batches.options import delay_of
 from redis_batches.request import SimpleRequest
 from redis_batches.results import CHUNK, again
 
@@ -31,12 +37,21 @@ _T = TypeVar("_T")
 TELL_PATIENCE = 30.0
 #: Requests that failed, or retry, that one line of the log names.
 LOGGED_REQUESTS = 10
-#: How long a request of a newer version waits for a newer worker.
+#: How long a request of a newer version waits for a newer worker, at first.
 UNKNOWN_DELAY_MS = 5000
 
 #: Batches that run in this process, by the ids of their requests: whoever names a request, in
 #: whatever thread, finds the batch that it is in.
 running: dict[str, Batch] = {}
+
+
+class Fate(Enum):
+    """What became of a request that its batch does not give back."""
+
+    #: Its outcome was told: it is forgotten.
+    TOLD = "told"
+    #: A call with its id took it over.
+    CALLED_AGAIN = "called again"
 
 
 class Batch:
@@ -54,20 +69,35 @@ class Batch:
         self, task: Batches, requests: Sequence[SimpleRequest], lease: Lease | None
     ) -> None:
         self.task = task
-        self.requests = list(requests)
         self.lease = lease
         self.token = lease.token if lease else ""
         self.fence = lease.fence if lease else 0
         self.values: dict[str, Any] = {}
-        self._confirmed = monotonic()
-        self._open = {request.id: request for request in requests}
-        self._finished: list[str] = []
-        self._given_back: list[Outcome] = []
+        self.requests: list[SimpleRequest] = []
+        self._known: dict[str, SimpleRequest] = {}
+        #: By id; what is not in it has no outcome. One assignment decides a request, so that a
+        #: signal's exception comes before it or after it.
+        self._decided: dict[str, Outcome | Fate] = {}
+        #: Ids that Redis has forgotten, or taken back, already.
+        self._saved: set[str] = set()
+        self._doubtful: set[str] = set()
         self._plans: dict[tuple[type, int], dict[str, Any] | None] = {}
         self._ending = False
         self.patience = TELL_PATIENCE
-        for request in self.requests:
-            request.batch = self
+        #: The error with which the result backend kept refusing for all of the patience.
+        self.outage: Exception | None = None
+        self.add(requests)
+
+    def add(self, requests: Iterable[SimpleRequest]) -> None:
+        """Adds calls that the function shall see."""
+        for request in requests:
+            self.requests.append(request)
+            self.hold(request)
+
+    def hold(self, request: SimpleRequest) -> None:
+        """Adds a request that the function shall not see, but that has no outcome yet."""
+        self._known[request.id] = request
+        request.batch = self
 
     @property
     def attempt(self) -> int:
@@ -82,23 +112,30 @@ class Batch:
     @property
     def undecided(self) -> list[SimpleRequest]:
         """The requests that have no outcome yet."""
-        return list(self._open.values())
+        return [request for task_id, request in self._known.items() if task_id not in self._decided]
+
+    @property
+    def doubtful(self) -> list[SimpleRequest]:
+        """Those of the undecided requests whose outcome may have been stored all the same."""
+        return [request for request in self.undecided if request.id in self._doubtful]
 
     def find(self, task_id: str) -> SimpleRequest | None:
         """Returns the undecided request with an id."""
-        return self._open.get(task_id)
+        return None if task_id in self._decided else self._known.get(task_id)
+
+    # -- one request
 
     def succeed(self, request: SimpleRequest, value: Any, *, store: bool = True) -> None:
         """Settles one request with a result; one that cannot be serialized fails it."""
-        stored = self._tell(request, value, lambda: self._tell_success(request, value, store))
-        self._forget(request, stored)
+        self._tell(request, value, lambda: self._tell_success(request, value, store))
 
-    def fail(self, request: SimpleRequest, exc: Exception) -> None:
+    def fail(self, request: SimpleRequest, exc: BaseException) -> None:
         """Settles one request with an exception."""
-        self._forget(request, self._tell_failure(request, exc))
+        failure = failure_of(exc)
+        self._tell(request, failure, lambda: self._tell_failure(request, failure))
 
     def revoke(self, request: SimpleRequest, reason: str) -> None:
-        """Tells of one request that it will not run; it goes when the batch ends.
+        """Tells of one request that it will not run.
 
         Args:
             request: The call.
@@ -108,85 +145,135 @@ class Batch:
         def tell() -> bool:
             return completion.tell_revoked(self.task, request, reason, self.confirm)
 
-        self._tell(request, TaskRevokedError(reason), lambda: self._patiently(tell))
+        self._tell(request, TaskRevokedError(reason), lambda: self.patiently(tell))
 
-    def bury(self, request: SimpleRequest, exc: Exception) -> None:
+    def bury(self, request: SimpleRequest, exc: BaseException) -> None:
         """Fails one request, and keeps it as a dead letter for an operator."""
-        if self._tell_failure(request, exc) is not None:
-            self._given_back.append(Outcome(request.id, Verb.DEAD, error=repr(exc)))
+        failure = failure_of(exc)
+        letter = Outcome(request.id, Verb.DEAD, error=shown(failure))
+        self._tell(request, failure, lambda: self._tell_failure(request, failure), letter)
 
-    def put_back(self, request: SimpleRequest, delay_ms: int = 0) -> None:
-        """Lets one request wait again, as if it had not been claimed."""
-        if self._take(request):
-            self._given_back.append(Outcome(request.id, Verb.PUT_BACK, delay_ms))
+    def put_back(self, request: SimpleRequest, reason: str = "") -> None:
+        """Lets one request run again, as if it had not been claimed; it is counted, though.
+
+        Args:
+            request: The call.
+            reason: Why; kept for an operator.
+        """
+        if self._is_open(request):
+            self._decided[request.id] = Outcome(request.id, Verb.PUT_BACK, error=reason)
 
     def retry(
         self,
         request: SimpleRequest,
         *,
         countdown: float | None = None,
-        exc: Exception | None = None,
+        eta: datetime | str | None = None,
+        exc: BaseException | None = None,
         max_retries: int | None = None,
         verb: Verb = Verb.RETRY,
+        **options: Any,
     ) -> bool:
         """Lets one request run again later; one that has no tries left is a dead letter.
 
         Args:
             request: The call.
             countdown: Seconds to wait, the task's `default_retry_delay` by default.
+            eta: When to run it instead; without a time zone it is in the app's.
             exc: Why.
             max_retries: Overrides the task's.
             verb: `RETRY_BATCH` if the batch as a whole failed.
+            options: Other options of `apply_async` that the call has from now on.
+
+        Returns:
+            Whether it will run again.
+
+        Raises:
+            OptionError: `countdown` or `eta` is no time; nothing was told.
+        """
+        if request.id in self._decided:
+            return False
+        if countdown is None and eta is None:
+            countdown = self.task.default_retry_delay
+        seconds = delay_of(self.task.app, countdown, eta)
+        limit = self.task.max_retries if max_retries is None else max_retries
+        if limit is not None and request.retries >= limit:
+            self.bury(request, exc if isinstance(exc, BaseException) else self._exhausted(request))
+            return False
+        cause: Any = failure_of(exc) if isinstance(exc, BaseException) else exc
+        when: Any = eta or countdown
+        reason = Retry(exc=cause, when=when)
+        error = "" if cause is None else shown(cause)
+        outcome = Outcome(request.id, verb, round(seconds * 1000), error)
+
+        def tell() -> bool:
+            return completion.tell_retry(self.task, request, reason, self.confirm)
+
+        if options and self.lease is not None:
+            self.patiently(tell)
+            self._call_again(request, seconds, options)
+        else:
+            self._tell(request, reason, lambda: self.patiently(tell), outcome)
+        return True
+
+    def _call_again(self, request: SimpleRequest, seconds: float, options: dict[str, Any]) -> None:
+        """Calls the task with a request's id, arguments and what hangs on it: that is its retry."""
+        context: Any = request.context
+        again = {"countdown": seconds or None, "retries": request.retries + 1, **options}
+        with self._running([request.id]), completion.as_current(self.task, context):
+            self.task.signature_from_request(context, **again).apply_async()
+
+    def decide(self, request: SimpleRequest, exc: BaseException, verb: Verb = Verb.RETRY) -> bool:
+        """Does for one request what Celery does for a task that raises an exception.
 
         Returns:
             Whether it will run again.
         """
-        if request.id not in self._open:
+        if isinstance(exc, Ignore):
+            self._decided[request.id] = Fate.TOLD
+            self.values[request.id] = exc
             return False
-        limit = self.task.max_retries if max_retries is None else max_retries
-        if limit is not None and request.retries >= limit:
-            self.bury(request, exc or self._exhausted(request))
+        if isinstance(exc, Reject):
+            requeue: bool = vars(exc)["requeue"]
+            if requeue and self.lease is not None:
+                self.put_back(request, shown(exc))
+            else:
+                self.bury(request, exc)
+            return requeue
+        if isinstance(exc, Retry):
+            return self.retry(request, exc=exc.exc, verb=verb, **time_of(exc))
+        plan = self._plan(request, exc)
+        if plan is None:
+            self.fail(request, exc)
             return False
-        seconds = self.task.default_retry_delay if countdown is None else countdown
-        reason: Any = Retry(exc=exc, when=seconds)  # type: ignore[arg-type]
-        told = self._tell(
-            request, reason, lambda: completion.tell_retry(self.task, request, reason, self.confirm)
-        )
-        if told is not None:
-            delay_ms = max(round(seconds * 1000), 0)
-            self._given_back.append(Outcome(request.id, verb, delay_ms, repr(exc) if exc else ""))
-        return True
+        return self.retry(request, exc=exc, verb=verb, **plan)
 
-    def hold(self, request: SimpleRequest) -> None:
-        """Adds a request that the function shall not see, but that has no outcome yet."""
-        self._open[request.id] = request
+    def _plan(self, request: SimpleRequest, exc: BaseException) -> dict[str, Any] | None:
+        """Returns how a failure is retried, if at all.
 
-    def leave_out(self, settled: Sequence[SimpleRequest]) -> None:
-        """Takes out requests whose outcome was told before: they go when the batch ends."""
-        for request in settled:
-            self._open.pop(request.id, None)
-        if settled:
-            self.requests = [request for request in self.requests if request.id in self._open]
-
-    def tell_rest(self, request: SimpleRequest, meta: Mapping[str, Any]) -> None:
-        """Tells what hangs on a request whose outcome was stored by a run that died then."""
-        self._patiently(lambda: completion.tell_rest(self.task, request, meta))
+        Those that failed together wait together: jitter must not scatter a batch.
+        """
+        failure = (type(exc), request.retries)
+        if failure not in self._plans:
+            self._plans[failure] = self.task.autoretry_plan(exc, request.retries)
+        return self._plans[failure]
 
     def give_up(self, request: SimpleRequest, exc: Exception) -> None:
         """Settles a request that cannot be run."""
         if isinstance(exc, UnknownEnvelope):
-            self.put_back(request, UNKNOWN_DELAY_MS)
-        else:
-            logger.error("%s[%s] is given up: %s", request.name, request.id, exc)
+            self._decided[request.id] = Outcome(
+                request.id, Verb.POSTPONE, UNKNOWN_DELAY_MS, shown(exc)
+            )
+            return
+        logger.error("%s[%s] is given up: %s", request.name, request.id, exc)
+        try:
             self.bury(request, exc)
-
-    def reject(self, exc: Any) -> None:
-        """Settles what is undecided when the function raised `Reject`."""
-        for request in self.undecided:
-            if exc.requeue:
-                self.put_back(request)
-            else:
-                self.bury(request, exc)
+        except Exception as untold:
+            if self._may_pass(untold):
+                raise
+            # What cannot be told at all would be given up again and again.
+            logger.exception("nobody can be told that %s[%s] failed", request.name, request.id)
+            self._decided[request.id] = Outcome(request.id, Verb.DEAD, error=shown(exc))
 
     def _exhausted(self, request: SimpleRequest) -> Exception:
         make: Any = self.task.MaxRetriesExceededError
@@ -196,13 +283,46 @@ class Batch:
 
     def requeued(self, task_id: str) -> None:
         """Notes that the function called the task again with the id of one of its requests."""
-        self._open.pop(task_id, None)
-        if self.lease is not None:
-            self.lease.leave(task_id)
+        self._decided[task_id] = Fate.CALLED_AGAIN
 
-    def abandon(self) -> None:
-        """Forgets what is undecided, when the function raised `Ignore`: nobody is told."""
-        self._open.clear()
+    def replace(self, request: SimpleRequest, sig: Any) -> None:
+        """Calls something else in the place of a request, with its id and what hangs on it."""
+        if not self._is_open(request):
+            return
+        task: Any = self.task
+        if self.lease is None:
+            self.succeed(request, Task.replace(task, sig))
+            return
+        with completion.as_current(task, request.context), suppress(Ignore):
+            Task.replace(task, sig)
+        # If it is a call of this very task, that has taken the id over.
+        self._decided.setdefault(request.id, Fate.TOLD)
+
+    def add_to_chord(self, request: SimpleRequest, sig: Any, lazy: bool) -> Any:
+        """Adds a call to the chord that a request is a part of."""
+        task: Any = self.task
+        add: Any = Task.add_to_chord
+        if self.lease is None:
+            return add(task, sig, lazy)
+        with completion.as_current(task, request.context):
+            return add(task, sig, lazy)
+
+    def leave_out(self, settled: Sequence[SimpleRequest]) -> None:
+        """Takes out requests whose outcome is told already."""
+        for request in settled:
+            self._decided[request.id] = Fate.TOLD
+        if settled:
+            self.show_undecided()
+
+    def show_undecided(self) -> None:
+        """Leaves out of `requests` what has an outcome."""
+        self.requests = [request for request in self.requests if request.id not in self._decided]
+
+    def tell_rest(self, request: SimpleRequest, meta: Mapping[str, Any]) -> None:
+        """Tells what hangs on a request whose outcome was stored by a run that died then."""
+        self.patiently(lambda: completion.tell_rest(self.task, request, meta))
+
+    # -- all that are undecided
 
     def results_of(self, returned: Any) -> Mapping[str, Any]:
         """Returns what a function returned as results by request id.
@@ -240,36 +360,12 @@ class Batch:
         self._tell_together([(r, results.get(r.id)) for r in self.undecided], store=store)
         for request in self.undecided:
             result = results.get(request.id)
-            if isinstance(result, Exception):
-                self.fail_or_retry(request, result)
+            if isinstance(result, BaseException):
+                self._decide_or_fail(request, result, Verb.RETRY)
             else:
                 self.succeed(request, result, store=store)
 
-    def fail_or_retry(
-        self, request: SimpleRequest, exc: Exception, verb: Verb = Verb.RETRY
-    ) -> bool:
-        """Retries one request if the task's `autoretry_for` covers the exception, else fails it.
-
-        Returns:
-            Whether it will run again.
-        """
-        plan = self._plan(request, exc)
-        if plan is None:
-            self.fail(request, exc)
-            return False
-        return self.retry(request, exc=exc, verb=verb, **plan)
-
-    def _plan(self, request: SimpleRequest, exc: Exception) -> dict[str, Any] | None:
-        """Returns how a failure is retried, if at all.
-
-        Those that failed together wait together: jitter must not scatter a batch.
-        """
-        failure = (type(exc), request.retries)
-        if failure not in self._plans:
-            self._plans[failure] = self.task.autoretry_plan(exc, request.retries)
-        return self._plans[failure]
-
-    def take_raised(self, exc: Exception) -> bool:
+    def take_raised(self, exc: BaseException) -> bool:
         """Settles what is undecided by what the function raised.
 
         Returns:
@@ -277,29 +373,47 @@ class Batch:
         """
         self._ending = True
         self._tell_together([(request, exc) for request in self.undecided], store=True)
-        kept = [self.fail_or_retry(request, exc, Verb.RETRY_BATCH) for request in self.undecided]
+        kept = [self._decide_or_fail(each, exc, Verb.RETRY_BATCH) for each in self.undecided]
         return any(kept)
 
     def fail_undecided(self, exc: Exception) -> None:
-        """Settles what is undecided when something else ended the run."""
+        """Settles what is undecided when something else ended the run; none of it is retried."""
         self._ending = True
-        self._tell_together([(request, exc) for request in self.undecided], store=True)
+        self._tell_together([(request, exc) for request in self.undecided], store=True, final=True)
         for request in self.undecided:
             self.fail(request, exc)
 
-    def retry_undecided(self, reason: Retry) -> None:
-        """Settles what is undecided when the function raised a `Retry` of its own."""
-        when: Any = reason.when
-        seconds = when if isinstance(when, (int, float)) else None
-        cause = reason.exc if isinstance(reason.exc, Exception) else None
-        for request in self.undecided:
-            self.retry(request, countdown=seconds, exc=cause, verb=Verb.RETRY_BATCH)
+    def _decide_or_fail(self, request: SimpleRequest, exc: BaseException, verb: Verb) -> bool:
+        """Decides one request; what cannot be done with it, such as a retry, fails it alone."""
+        try:
+            return self.decide(request, exc, verb)
+        except Exception as why:
+            if self._may_pass(why) or request.id in self._decided:
+                raise
+            self.fail(request, why)
+            return False
 
-    def flush(self) -> None:
-        """Tells Redis what is finished so far, so that a crash does not run it again."""
-        if self.lease is not None and self._finished:
-            finished, self._finished = self._finished, []
-            self.lease.ack(finished)
+    # -- the end
+
+    def save(self, *, ends: bool = False, well: bool = False) -> list[Bells]:
+        """Lets Redis know what was decided: gives back what runs again, and forgets the rest.
+
+        Args:
+            ends: Whether the batch ends with it: then all was decided.
+            well: Whether the function returned.
+
+        Returns:
+            The doorbells to ring.
+        """
+        assert self.lease is not None
+        rest = {task_id: d for task_id, d in self._decided.items() if task_id not in self._saved}
+        given_back = [each for each in rest.values() if isinstance(each, Outcome)]
+        bells = self.lease.release(given_back) if given_back else []
+        told = [task_id for task_id, each in rest.items() if each is Fate.TOLD]
+        if told or ends:
+            self.lease.ack(told, ends=ends, well=well)
+        self._saved.update(rest)
+        return bells
 
     def settle(self, *, well: bool) -> list[Bells]:
         """Gives back what runs again, and ends the batch; returns the doorbells to ring.
@@ -307,22 +421,48 @@ class Batch:
         Args:
             well: Whether the function returned.
         """
-        assert self.lease is not None
-        for request in self.undecided:
-            self.put_back(request)
+        self.put_back_rest(Verb.PUT_BACK, 0, "its run left it undecided")
         if well:
             self._log_outcomes()
-        for request in self.requests:
+        for request in self._known.values():
             request.batch = None
-        bells = self.lease.release(self._given_back) if self._given_back else []
-        self.lease.ack(well=well)
-        return bells
+        return self.save(ends=True, well=well)
+
+    def put_back_rest(self, verb: Verb, delay_ms: int, reason: str) -> None:
+        """Lets everything that was claimed and has no outcome run again.
+
+        Args:
+            verb: `PUT_BACK`, or `POSTPONE` for a cause outside the requests.
+            delay_ms: How long it waits for that, if it was not put back before.
+            reason: Why; kept for an operator.
+        """
+        for claimed in self.lease.requests if self.lease else ():
+            if claimed.id not in self._decided:
+                self._decided[claimed.id] = Outcome(claimed.id, verb, delay_ms, reason)
+
+    @contextmanager
+    def running(self) -> Iterator[list[SimpleRequest]]:
+        """Lets whoever names one of the requests find this batch; yields them, in a fresh list."""
+        with self._running([request.id for request in self.requests]):
+            yield list(self.requests)
+
+    @contextmanager
+    def _running(self, ids: Sequence[str]) -> Iterator[None]:
+        running.update(dict.fromkeys(ids, self))
+        try:
+            yield
+        finally:
+            for task_id in ids:
+                running.pop(task_id, None)
 
     def _log_outcomes(self) -> None:
         """Says which failed or retry; of a batch that raised, Celery logs the exception."""
-        failed = {i: repr(value) for i, value in self.values.items() if _is_failure(value)}
-        retried = {i: str(value) for i, value in self.values.items() if isinstance(value, Retry)}
-        for level, verb, found in ((ERROR, "failed", failed), (INFO, "retry", retried)):
+        failed = {i: value for i, value in self.values.items() if _is_failure(value)}
+        retried = {i: value for i, value in self.values.items() if isinstance(value, Retry)}
+        for level, verb, found, text in (
+            (ERROR, "failed", failed, shown),
+            (INFO, "retry", retried, str),
+        ):
             if found:
                 logger.log(
                     level,
@@ -332,125 +472,156 @@ class Batch:
                     self.token,
                     self.task.name,
                     verb,
-                    ", ".join(f"{i}: {found[i]}" for i in islice(found, LOGGED_REQUESTS)),
+                    ", ".join(f"{i}: {text(found[i])}" for i in islice(found, LOGGED_REQUESTS)),
                     ", ..." if len(found) > LOGGED_REQUESTS else "",
                 )
 
-    def _take(self, request: SimpleRequest) -> bool:
-        if self._open.pop(request.id, None) is not None:
+    # -- telling
+
+    def _is_open(self, request: SimpleRequest) -> bool:
+        if request.id not in self._decided:
             return True
         logger.warning(
             "%s[%s] has an outcome already: a second one is ignored", request.name, request.id
         )
         return False
 
-    def _tell(self, request: SimpleRequest, value: Any, tell: Callable[[], bool]) -> bool | None:
-        """Tells an outcome; returns whether a second run could find it, or None: not told."""
-        if not self._take(request):
-            return None
-        self.values[request.id] = value
-        if self.lease is None:
-            return None
-        try:
-            self.confirm()
-            return tell()
-        except BaseException:
-            self._open[request.id] = request
-            raise
+    def _tell(
+        self,
+        request: SimpleRequest,
+        value: Any,
+        tell: Callable[[], bool],
+        outcome: Outcome | None = None,
+    ) -> None:
+        """Tells an outcome, and notes it then.
 
-    def _tell_together(self, outcomes: Sequence[tuple[SimpleRequest, Any]], *, store: bool) -> None:
+        Args:
+            request: The call.
+            value: Its result, or an exception.
+            tell: Tells it; returns whether a second run could find that.
+            outcome: How the request is given back, or None: it is forgotten.
+        """
+        if not self._is_open(request):
+            return
+        stored = True
+        if self.lease is not None:
+            # Whatever breaks in here may do so before it is told, or after it.
+            self._doubtful.add(request.id)
+            self.confirm()
+            stored = tell()
+        self.values[request.id] = value
+        self._decided[request.id] = outcome or Fate.TOLD
+        if self.lease is not None and not stored and not outcome and not self._ending:
+            # Nothing else would tell a second run.
+            self.lease.ack([request.id])
+            self._saved.add(request.id)
+
+    def _tell_together(
+        self,
+        outcomes: Sequence[tuple[SimpleRequest, Any]],
+        *,
+        store: bool,
+        final: bool = False,
+    ) -> None:
         """Tells many outcomes with few round trips; what it leaves open is told one by one.
 
         Args:
             outcomes: Undecided requests and their results, or exceptions.
             store: Whether values are stored, if a call does not ignore its result.
+            final: Whether no failure is retried.
         """
         if self.lease is None:
             return
-        final = [pair for pair in outcomes if self._is_plain_and_final(*pair)]
-        while chunk := final[:CHUNK]:
+        rest = [
+            (request, failure_of(value) if isinstance(value, BaseException) else value)
+            for request, value in outcomes
+            if completion.is_plain(request) and (final or self._is_final(request, value))
+        ]
+        while chunk := rest[:CHUNK]:
             self.confirm()
             try:
-                told = self._patiently(partial(self._try_together, chunk, store))
+                told = self.patiently(partial(self._try_together, chunk, store))
             except Exception as exc:
-                if completion.is_transient(self.task, exc) or isinstance(exc, LeaseLost):
+                if self._may_pass(exc):
                     raise
                 logger.warning("batch %s tells its outcomes one by one: %r", self.token, exc)
                 return
             values = {request.id: value for request, value in chunk}
             for request in told:
-                del self._open[request.id]
                 self.values[request.id] = values[request.id]
-                self._finished.append(request.id)
+                self._decided[request.id] = Fate.TOLD
             # Large ones go out in parts; if none did, they can only be told one by one.
-            rest = [pair for pair in chunk if pair[0].id in self._open] if told else []
-            final = rest + final[CHUNK:]
+            left = [pair for pair in chunk if pair[0].id not in self._decided] if told else []
+            rest = left + rest[CHUNK:]
 
-    def _is_plain_and_final(self, request: SimpleRequest, value: Any) -> bool:
-        if not completion.is_plain(request):
+    def _is_final(self, request: SimpleRequest, value: Any) -> bool:
+        if isinstance(value, VERDICTS):
             return False
-        return not (isinstance(value, Exception) and self._plan(request, value) is not None)
+        return not isinstance(value, BaseException) or self._plan(request, value) is None
 
     def _try_together(
         self, outcomes: Sequence[tuple[SimpleRequest, Any]], store: bool
     ) -> list[SimpleRequest]:
         tell = partial(completion.tell_together, self.task, outcomes, self.confirm, store=store)
-        return again(tell)
-
-    def _forget(self, request: SimpleRequest, stored: bool | None) -> None:
-        """Notes a told request as finished; at once where nothing else would tell a second run."""
-        if stored is None:
-            return
-        self._finished.append(request.id)
-        if not stored and not self._ending:
-            self.flush()
+        self._doubtful.update(request.id for request, _ in outcomes)
+        return again(tell, self.confirm)
 
     def _tell_success(self, request: SimpleRequest, value: Any, store: bool) -> bool:
         """Goes on and stores; a result that can never be stored fails its request instead."""
         task = self.task
         try:
-            self._patiently(lambda: completion.go_on(task, request, value))
-            return self._patiently(
+            self.patiently(lambda: completion.go_on(task, request, value))
+            return self.patiently(
                 lambda: completion.tell_success(task, request, value, self.confirm, store=store)
             )
         except Exception as exc:
-            if completion.is_transient(task, exc) or isinstance(exc, LeaseLost):
+            if self._may_pass(exc):
                 raise
             logger.error("%s[%s] cannot tell its result: %r", request.name, request.id, exc)
             failure = exc
-        return self._patiently(
-            lambda: completion.tell_failure(task, request, failure, self.confirm)
+        return self._tell_failure(request, failure)
+
+    def _tell_failure(self, request: SimpleRequest, exc: Exception) -> bool:
+        return self.patiently(
+            lambda: completion.tell_failure(self.task, request, exc, self.confirm)
         )
 
-    def _tell_failure(self, request: SimpleRequest, exc: Exception) -> bool | None:
-        def tell() -> bool:
-            return completion.tell_failure(self.task, request, exc, self.confirm)
+    def _may_pass(self, exc: Exception) -> bool:
+        """Whether an error is not the fault of what was told."""
+        if isinstance(exc, (LeaseLost, SoftTimeLimitExceeded)):
+            return True
+        return completion.is_transient(self.task, exc)
 
-        return self._tell(request, exc, lambda: self._patiently(tell))
-
-    def _patiently(self, tell: Callable[[], _T]) -> _T:
+    def patiently(self, tell: Callable[[], _T]) -> _T:
         """Tells again while the result backend cannot be reached; the lease is kept meanwhile."""
         deadline, pause = monotonic() + self.patience, 0.1
         while True:
             try:
                 return tell()
             except Exception as exc:
-                late = monotonic() + pause > deadline
-                if self.lost or late or not completion.is_transient(self.task, exc):
+                if self.lost or not completion.is_transient(self.task, exc):
+                    raise
+                if monotonic() + pause > deadline:
+                    # What is told next is not waited for as long again.
+                    self.outage, self.patience = exc, 0.0
                     raise
                 logger.warning("cannot tell an outcome of batch %s yet: %r", self.token, exc)
             sleep(pause)
             pause = min(2 * pause, 2.0)
 
-    def confirm(self) -> None:
-        """Raises LeaseLost unless this run holds its requests for long enough to tell of one."""
+    def confirm(self, *, anew: bool = False) -> None:
+        """Raises LeaseLost unless this run holds its requests for long enough to tell of one.
+
+        Args:
+            anew: Whether to ask Redis, however short ago it was asked.
+        """
         lease = self.lease
         if lease is None:
             return
-        old = monotonic() - self._confirmed > self.task.lease / HEARTBEATS_PER_LEASE
+        old = lease.age > self.task.lease / HEARTBEATS_PER_LEASE
         # Past its deadline a lease is not kept any more, but not lost before it ends.
-        if old and not lease.lost and lease.extend():
-            self._confirmed = monotonic()
+        if (old or anew) and not lease.lost:
+            lease.extend()
         if lease.lost:
             raise LeaseLost(
                 f"the lease on batch {self.token} of {self.task.name} ended while its function ran:"
@@ -458,5 +629,13 @@ class Batch:
             )
 
 
+def time_of(reason: Retry) -> dict[str, Any]:
+    """Returns when a `Retry` wants its call to run, as `Batch.retry` takes it."""
+    when: Any = reason.when
+    if when is None:
+        return {}
+    return {"eta": when} if isinstance(when, (datetime, str)) else {"countdown": when}
+
+
 def _is_failure(value: Any) -> bool:
-    return isinstance(value, Exception) and not isinstance(value, (Retry, TaskRevokedError))
+    return isinstance(value, Exception) and not isinstance(value, (*VERDICTS, TaskRevokedError))

@@ -23,6 +23,7 @@ from celery.utils.serialization import get_pickleable_exception
 from kombu.exceptions import OperationalError
 
 from redis_batches.errors import BacklogFull
+from redis_batches.refusal import is_refusal
 from redis_batches.request import SimpleRequest
 from redis_batches.results import CHUNK, Confirm, Gathering, again, can_gather, states_of
 from redis_batches.results import store as store_state
@@ -37,7 +38,7 @@ logger = get_task_logger(__name__)
 def go_on(task: Batches, request: SimpleRequest, value: Any) -> None:
     """Calls what is linked to a call that succeeded, then the next step of its chain."""
     if request.embed and (request.embed.get("callbacks") or request.embed.get("chain")):
-        with _current(task, request.context):
+        with as_current(task, request.context):
             _go_on(task, request.context, value)
 
 
@@ -61,7 +62,8 @@ def tell_success(
     if guarded:
         _store(task, request, value, states.SUCCESS, confirm, request=request.context)
     if request.embed or (store and not guarded):
-        with _current(task, request.context):
+        confirm()
+        with as_current(task, request.context):
             backend.mark_as_done(request.id, value, request.context, store and not guarded)
     return store
 
@@ -163,7 +165,7 @@ def tell_revoked(task: Batches, request: SimpleRequest, reason: str, confirm: Co
     confirm()
     store = not ignored(task, request) or task.store_errors_even_if_ignored
     logger.info("Discarding %s task: %s[%s]", reason, request.name, request.id)
-    with _current(task, request.context):
+    with as_current(task, request.context):
         task.backend.mark_as_revoked(
             request.id, reason, request=request.context, store_result=store
         )
@@ -179,9 +181,12 @@ def tell_revoked(task: Batches, request: SimpleRequest, reason: str, confirm: Co
 
 def is_transient(task: Batches, exc: Exception) -> bool:
     """Whether telling may succeed later: a server is down, or the next step's backlog is full."""
-    known = getattr(task.backend, "connection_errors", ())
-    errors = (OSError, OperationalError, BacklogFull, *known)
-    return isinstance(exc, errors)
+    backend: Any = task.backend
+    known = getattr(backend, "connection_errors", ())
+    if isinstance(exc, (OSError, OperationalError, BacklogFull, *known)):
+        return True
+    # What a Redis says of itself, such as OOM or READONLY, is never the fault of what is told.
+    return is_refusal(exc) or bool(backend.exception_safe_to_retry(exc))
 
 
 def tell_failure(task: Batches, request: SimpleRequest, exc: Exception, confirm: Confirm) -> bool:
@@ -203,9 +208,8 @@ def tell_failure(task: Batches, request: SimpleRequest, exc: Exception, confirm:
     guarded = store and can_gather(task.backend) and not (request.embed or {}).get("chain")
     if guarded:
         _store(task, request, failure, states.FAILURE, confirm, **more)
-    else:
-        confirm()
-    with _current(task, request.context):
+    confirm()
+    with as_current(task, request.context):
         task.backend.mark_as_failure(
             request.id, failure, store_result=store and not guarded, **more
         )
@@ -232,6 +236,7 @@ def tell_retry(task: Batches, request: SimpleRequest, reason: Retry, confirm: Co
     if can_gather(task.backend):
         _store(task, request, retried, states.RETRY, confirm, **more)
     else:
+        confirm()
         task.backend.mark_as_retry(request.id, retried, **more)
     return True
 
@@ -248,7 +253,7 @@ def tell_started(task: Batches, requests: Sequence[SimpleRequest], confirm: Conf
         return
     stored = [request for request in requests if not ignored(task, request)]
     for chunk in chunked(stored, CHUNK):
-        again(partial(_tell_started, task, chunk, confirm))
+        again(partial(_tell_started, task, chunk, confirm), confirm)
 
 
 def _tell_started(
@@ -296,7 +301,7 @@ def tell_rest(task: Batches, request: SimpleRequest, meta: Mapping[str, Any]) ->
     counts_once = getattr(backend, "_chord_zset", False)
     if not (counts_once or (failed and not request.chord)):
         return
-    with _current(task, request.context):
+    with as_current(task, request.context):
         if failed:
             stores = bool(request.embed.get("chain"))
             backend.mark_as_failure(
@@ -364,7 +369,7 @@ def _go_on(task: Batches, context: Any, value: Any) -> None:
 
 
 @contextmanager
-def _current(task: Batches, context: Context) -> Iterator[None]:
+def as_current(task: Batches, context: Context) -> Iterator[None]:
     """Makes a call the current request, so that what it sends becomes its child."""
     _task_stack.push(task)
     task.request_stack.push(context)

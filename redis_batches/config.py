@@ -143,6 +143,7 @@ class Settings:
         max_payload: Bytes of one encoded call.
         max_pending: Requests of one task that may wait.
         max_dead: Dead letters of one task; then the oldest goes.
+        max_put_backs: How often a run may give a request back without an outcome; then it fails.
         flush_bytes: Bytes of one batch; a larger request goes alone.
         timeout: Seconds for one connection and each reply of Redis.
         retries: How often a lost command is sent again.
@@ -157,6 +158,7 @@ class Settings:
     max_payload: int = 1_000_000
     max_pending: int = 1_000_000
     max_dead: int = 10_000
+    max_put_backs: int = 100
     flush_bytes: int = 16_000_000
     timeout: float = 5.0
     retries: int = 3
@@ -166,6 +168,8 @@ class Settings:
         check_name("redis_batches_namespace", self.namespace)
         for name in ("lease", "sweep_interval", "timeout"):
             _seconds(f"redis_batches_{name}", getattr(self, name), 24 * 3600)
+        if type(self.max_put_backs) is not int or self.max_put_backs < 1:
+            raise OptionError("redis_batches_max_put_backs", self.max_put_backs, "an int above 0")
         for name in ("max_payload", "max_pending", "max_dead", "flush_bytes", "retries"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:

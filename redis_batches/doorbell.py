@@ -23,6 +23,8 @@ logger = get_task_logger(__name__)
 MARKER = "redis_batches"
 #: What a worker's main process adds to the marker: whether the run may go on with the next batch.
 GOES_ON = "goes_on"
+#: And this: whether the worker's pool ends a run at its time limit.
+ENFORCED = "enforced"
 ERRBACK = "redis_batches.on_batch_lost"
 
 

@@ -160,6 +160,24 @@ class BacklogFull(BatchesError):
         self.refused = tuple(refused)
 
 
+class PutBackTooOften(BatchesError):
+    """Runs gave a request back without an outcome, as often as `redis_batches_max_put_backs` says.
+
+    It fails with this error and is kept as a dead letter. What a shutdown, an outage or a newer
+    version put back does not count.
+    """
+
+    def __init__(self, task: str, task_id: str, times: int, reason: str) -> None:
+        last = f", the last time because of {reason}" if reason else ""
+        self._say(
+            f"{task}[{task_id}] was put back {times} times without an outcome{last}",
+            task,
+            task_id,
+            times,
+            reason,
+        )
+
+
 class LeaseLost(BatchesError):
     """The lease on a batch ended while its function still ran, so another worker may run it.
 

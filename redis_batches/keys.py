@@ -2,7 +2,7 @@
 
 `T` stands for `{namespace/task}`; the braces make all keys of a task share one cluster slot. `g` is
 the id of a group: the requests of one route (and batch key) that may share a batch. No key has a
-time to live, so an eviction policy of the `volatile-*` kind never touches one. `att` is by id.
+time to live, so an eviction policy of the `volatile-*` kind never touches one.
 
 ======================  ====  ===============================================  =====================
 key                     type  content                                          an entry ends with
@@ -19,7 +19,7 @@ key                     type  content                                          a
 `rb:T:delayed`          zset  group:id -> when a retry is ready, in ms         promote
 `rb:T:eta`              zset  group:id -> wall clock of its eta, in ms         promote
 `rb:T:dead`             zset  group:id -> when it died, in ms                  a new call, the bound
-`rb:T:att`              hash  tries:crashes:alone:split:lost:tried_ms:revoked  ack
+`rb:T:att`              hash  id -> record of attempts, as `Attempts` has them   ack
 `rb:T:err`              hash  id -> text of its last error                     ack
 `rb:T:stale`            hash  group:id -> which entries a cancel left in q:g   claim
 `rb:T:done`             zset  nonce or token -> expiry in ms                   ack, sweep

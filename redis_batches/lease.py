@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from redis_batches.config import DEDUPLICATION_CALLS, DEDUPLICATION_WINDOW_MS, MAX_DELAY_MS
@@ -24,6 +25,8 @@ class Lease:
         started_ms: Server time of the claim, in ms.
         bells: Doorbells to ring for what the claim left behind.
         requests: The claimed requests, oldest first.
+        confirmed: When the run was last known to hold the lease, by `time.monotonic`: before the
+            script that said so was sent.
         lost: Whether Redis said that the lease ended.
         overdue: Whether it will end soon, because the run takes longer than it may.
     """
@@ -38,6 +41,7 @@ class Lease:
         started_ms: int,
         bells: Bells,
         requests: tuple[Claimed, ...],
+        confirmed: float,
     ) -> None:
         self._store = store
         self._trigger = trigger
@@ -47,15 +51,19 @@ class Lease:
         self.started_ms = started_ms
         self.bells = bells
         self.requests = requests
+        self.confirmed = confirmed
         self.lost = False
         self.overdue = False
-        self._given_back: set[str] = set()
 
-    def ack(self, ids: Sequence[str] | None = None, *, well: bool = False) -> int:
-        """Forgets finished requests; without ids, ends the batch with all it did not give back.
+    def ack(self, ids: Sequence[str] = (), *, ends: bool = False, well: bool = False) -> int:
+        """Forgets requests whose outcome was told, and perhaps ends the batch.
+
+        What the run still owns at its end was given back in a write that a failover lost: the lease
+        stays then, and brings it back.
 
         Args:
-            ids: Ids of requests, or None.
+            ids: Ids of requests.
+            ends: Whether the batch ends: all its requests were told, or given back.
             well: Whether the batch's function returned: then a batch that fails has itself to
                 blame, not an outage.
 
@@ -65,12 +73,17 @@ class Lease:
         Raises:
             LeaseLost: Another worker took the batch over; nothing was changed.
         """
-        if ids is None:
-            return self._ack(sorted(self._given_back), well, ends=True)
-        return sum(self._ack(chunk, well) for chunk in chunked(ids, ACK_CHUNK))
+        count, chunks = 0, [*chunked(ids, ACK_CHUNK)] or [[]]
+        for chunk in chunks:
+            last = ends and chunk is chunks[-1]
+            word, acked = self._ack(chunk, ends=last, well=well and last)
+            count += acked
+        while word == "more":
+            word, _ = self._ack((), ends=True, well=well)
+        return count
 
-    def _ack(self, ids: Sequence[str], well: bool, *, ends: bool = False) -> int:
-        reply = self._store.run(
+    def _ack(self, ids: Sequence[str], *, ends: bool, well: bool) -> tuple[str, int]:
+        word, *acked = self._store.run(
             "ack",
             token=self.token,
             fence=self.fence,
@@ -80,8 +93,8 @@ class Lease:
             ends=int(ends),
             ids=ids,
         )
-        self._check(reply[0])
-        return int(reply[1]) if reply[0] == "acked" else 0
+        self._check(word)
+        return word, int(acked[0]) if acked else 0
 
     def release(self, outcomes: Sequence[Outcome]) -> list[Bells]:
         """Gives requests back: to run later, at once, or as dead letters.
@@ -93,13 +106,15 @@ class Lease:
             LeaseLost: Another worker took the batch over; nothing was changed.
         """
         rung = []
-        self._given_back.update(outcome.id for outcome in outcomes)
+        since_ms = {request.id: request.since_ms for request in self.requests}
         # The last first: each goes in front of what was given back before.
         for chunk in reversed([*chunked(outcomes, RELEASE_CHUNK)]):
             flat: list[Any] = []
             for outcome in chunk:
                 error = outcome.error.encode("utf-8", "replace")[:2048]
-                flat += (outcome.id, outcome.verb.value, min(outcome.delay_ms, MAX_DELAY_MS), error)
+                delay_ms = min(outcome.delay_ms, MAX_DELAY_MS)
+                since = since_ms.get(outcome.id, 0)
+                flat += (outcome.id, since, outcome.verb.value, delay_ms, error)
             reply = self._store.run(
                 "release",
                 group=self.group,
@@ -115,16 +130,20 @@ class Lease:
             rung.append(Bells(self.group, self.bells.route, reply[2], 0))
         return rung
 
-    def leave(self, task_id: str) -> None:
-        """Notes that a call of the same id took a request over: the end of the batch leaves it."""
-        self._given_back.add(task_id)
-
     def extend(self) -> bool:
         """Keeps the lease; returns False, and sets `lost` or `overdue`, if it cannot be kept."""
-        lease_ms = round(self._store.settings.lease * 1000)
+        lease_ms, asked = round(self._store.settings.lease * 1000), monotonic()
         reply = self._store.run("extend", token=self.token, fence=self.fence, lease_ms=lease_ms)
         self.lost, self.overdue = reply[0] == "lost", reply[0] == "overdue"
-        return bool(reply[0] == "extended")
+        if reply[0] != "extended":
+            return False
+        self.confirmed = asked
+        return True
+
+    @property
+    def age(self) -> float:
+        """Seconds since the run was last known to hold the lease."""
+        return monotonic() - self.confirmed
 
     def _check(self, word: str) -> None:
         if word == "fenced":

@@ -111,6 +111,8 @@ class Attempts:
         lost: A run that must not be repeated (`acks_late=False`) died.
         tried_ms: Server time of the last retry, in ms.
         revoked: Whether it was revoked: then its caller is told so, and it is not run.
+        put_backs: Runs that gave it back without an outcome, for no cause outside the request.
+        postponed: Runs that gave it back for a cause outside the request, such as a shutdown.
     """
 
     tries: int = 0
@@ -120,11 +122,13 @@ class Attempts:
     lost: bool = False
     tried_ms: int = 0
     revoked: bool = False
+    put_backs: int = 0
+    postponed: int = 0
 
     @property
     def number(self) -> int:
-        """The number of the coming run; 1 is the first."""
-        return self.tries + self.crashes + 1
+        """The number of the coming run, whatever ended those before; 1 is the first."""
+        return self.tries + self.crashes + self.put_backs + self.postponed + 1
 
 
 class Claimed(NamedTuple):
@@ -144,11 +148,16 @@ class Claimed(NamedTuple):
 
 
 class Verb(str, Enum):
-    """How a batch gives a request back."""
+    """How a batch gives a request back.
+
+    `RETRY_BATCH` is a retry because the batch as a whole failed. What has no outcome is `PUT_BACK`,
+    or `POSTPONE` if the cause lies outside the request: a shutdown, an outage, a newer version.
+    """
 
     RETRY = "retry"
     RETRY_BATCH = "retry_batch"
     PUT_BACK = "put_back"
+    POSTPONE = "postpone"
     DEAD = "dead"
 
 
@@ -159,7 +168,8 @@ class Outcome:
     Attributes:
         id: The task id.
         verb: How.
-        delay_ms: Time until it may run again; 0 is at once.
+        delay_ms: Time until it may run again; 0 is at once. It doubles each time that the request
+            is put back or postponed.
         error: What went wrong, kept for an operator.
     """
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from typing import Any
 
 from celery.app.defaults import DEFAULTS
-from celery.utils.time import maybe_iso8601
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from redis_batches.errors import OptionError
 
@@ -63,6 +63,27 @@ def check_routed(options: Mapping[str, Any]) -> None:
     for name, allowed in _REFUSED.items():
         if options.get(name):
             raise OptionError(name, options[name], allowed)
+
+
+def delay_of(app: Any, countdown: Any, eta: Any) -> float:
+    """Returns the seconds for which a retry waits; 0 if neither of both says a time.
+
+    Args:
+        app: In whose time zone an `eta` without one is.
+        countdown: Seconds, or None.
+        eta: A datetime, or its text in ISO 8601, or None; it wins.
+
+    Raises:
+        OptionError: It is no such thing.
+    """
+    _check_seconds("countdown", countdown)
+    if eta is None:
+        return max(float(countdown or 0), 0.0)
+    if not isinstance(eta, datetime):
+        _check_moment("eta", eta, "a datetime, or its text in ISO 8601")
+    parsed: Any = maybe_iso8601(eta)
+    moment = maybe_make_aware(parsed, app.timezone)
+    return max((moment - datetime.now(timezone.utc)).total_seconds(), 0.0)
 
 
 def _check_seconds(name: str, value: Any) -> None:

@@ -76,6 +76,11 @@ def patiently(ask: Callable[[], _T], patience: float, reconnect: Callable[[], ob
         pause = min(2 * pause, 0.5)
 
 
+def is_refusal(exc: BaseException) -> bool:
+    """Tells whether Redis refused a command for its own state, not for what the command says."""
+    return isinstance(exc, RedisError) and word_of(exc) not in (None, "WRONGTYPE")
+
+
 def passes_by_itself(exc: StoreError) -> bool:
     """Tells whether what was refused may be accepted if it is sent again."""
     cause = exc.__cause__

@@ -181,16 +181,57 @@ class SimpleRequest:
         Raises:
             LeaseLost: The batch was taken over by another worker; nothing was stored.
         """
-        self._settler().fail_or_retry(self, exc)
+        self._settler().decide(self, exc)
 
-    def retry(self, *, countdown: float | None = None, exc: Exception | None = None) -> None:
+    def retry(
+        self,
+        *,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        exc: Exception | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> None:
         """Runs this call again later, in another batch; the others of this batch go on.
 
         Args:
             countdown: Seconds to wait, `default_retry_delay` of the task by default.
+            eta: When to run it instead; without a time zone it is in the app's.
             exc: Why; what the call fails with after the task's `max_retries`.
+            max_retries: Overrides the task's.
+            options: Other options of `apply_async` that the call has from then on.
+
+        Raises:
+            OptionError: `countdown` or `eta` is no time; nothing was told, and it has no outcome.
         """
-        self._settler().retry(self, countdown=countdown, exc=exc)
+        self._settler().retry(
+            self, countdown=countdown, eta=eta, exc=exc, max_retries=max_retries, **options
+        )
+
+    def replace(self, sig: Any) -> None:
+        """Replaces this call by another one, which gets its id and what hangs on it.
+
+        As `celery.Task.replace`, but the function and the other calls of the batch go on.
+
+        Args:
+            sig: A signature, chain, group or chord.
+        """
+        self._settler().replace(self, sig)
+
+    def add_to_chord(self, sig: Any, lazy: bool = False) -> Any:
+        """Adds another call to the chord that this one is a part of, as `celery.Task` does.
+
+        Args:
+            sig: A signature.
+            lazy: Whether it is only prepared: then call `delay()` of what is returned.
+
+        Returns:
+            Its result, or the prepared signature.
+
+        Raises:
+            ValueError: This call is a part of no chord.
+        """
+        return self._settler().add_to_chord(self, sig, lazy)
 
     def _settler(self) -> Batch:
         if self.batch is None:

@@ -19,7 +19,7 @@ from functools import cache
 from hashlib import sha1
 from logging import getLogger
 from time import monotonic
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from celery.backends.redis import RedisBackend
 from kombu.exceptions import OperationalError
@@ -31,7 +31,6 @@ from redis_batches.scripts import folder
 
 logger = getLogger(__name__)
 
-Confirm: TypeAlias = Callable[[], object]
 _T = TypeVar("_T")
 
 #: Calls whose states are read and stored together, and bytes after which no more join them.
@@ -51,6 +50,13 @@ def can_gather(backend: Any) -> bool:
     retries = getattr(backend, "always_retry", True)
     refuses = monotonic() < getattr(backend, _ASK_AGAIN, 0.0)
     return type(backend) is RedisBackend and not retries and not refuses
+
+
+class Confirm(Protocol):
+    """Raises LeaseLost if a run may tell nothing any more."""
+
+    def __call__(self, *, anew: bool = False) -> None:
+        """Asks Redis only if it was not asked a moment ago, or if it is to ask `anew`."""
 
 
 class Changed(Exception):
@@ -90,19 +96,22 @@ def store(
         found.note(task_id, result, state, **more)
         found.send()
 
-    again(try_to)
+    again(try_to, confirm)
 
 
-def again(tell: Callable[[bool], _T]) -> _T:
+def again(tell: Callable[[bool], _T], confirm: Confirm | None = None) -> _T:
     """Tells until nobody else told one of the calls between reading and storing its state.
 
     Args:
         tell: Is told whether this is its first try.
+        confirm: Is asked before each other try: whoever told it may be a newer run.
 
     Raises:
         OperationalError: It never was what was read a moment before.
     """
     for number in range(TRIES):
+        if number and confirm is not None:
+            confirm(anew=True)
         with suppress(Changed):
             return tell(number == 0)
     raise OperationalError(

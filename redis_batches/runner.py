@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +17,14 @@ from kombu.utils.uuid import uuid
 
 from redis_batches import completion
 from redis_batches.backends import watch
-from redis_batches.batch import Batch, running
+from redis_batches.batch import Batch
 from redis_batches.codec import Envelope, decode
-from redis_batches.doorbell import GOES_ON, new_token, ring
-from redis_batches.errors import BatchesError, LeaseLost
+from redis_batches.doorbell import ENFORCED, GOES_ON, new_token, ring
+from redis_batches.endings import failure_of, is_crash, is_shutdown, is_time_limit, shown
+from redis_batches.errors import BatchesError, LeaseLost, PutBackTooOften, StoreError
 from redis_batches.following import MOMENT, is_watched
 from redis_batches.lease import Lease
-from redis_batches.model import Claimed, Idle
+from redis_batches.model import Bells, Claimed, Idle, Verb
 from redis_batches.request import SimpleRequest
 from redis_batches.runtime import runtime_of
 from redis_batches.store import Store
@@ -33,8 +36,8 @@ logger = get_task_logger(__name__)
 
 #: A request that killed its worker so often, alone in its batch, is not run again.
 MAX_CRASHES_ALONE = 3
-#: How long a request waits whose outcome could not be told: the result backend may be down.
-UNTOLD_DELAY_MS = 5000
+#: How long requests wait, at first, that their run could not finish: a server may be down.
+UNFINISHED_DELAY_MS = 5000
 #: The attribute of a doorbell's request that holds the batch it runs.
 RUNNING = "redis_batches_running"
 
@@ -67,11 +70,9 @@ class Runner:
         if isinstance(lease, Idle):
             raise Ignore(f"nothing to run: {lease.reason}")
         force = bool(marker.get("force"))
-        if force and self._store.waiting(lease.group):
-            ring(self._task.app, self._task.name, replace(lease.bells, count=1), force=True)
         # A doorbell was rung for the rest, so there may be more than those that are out are for.
         goes_on = marker.get(GOES_ON) and lease.bells.count and not force
-        returned = self._keep(lease)
+        returned = self._keep(lease, force=force)
         while goes_on and monotonic() < until and not is_watched(self._task):
             setattr(self._task.request, RUNNING, None)
             lease = self._claim(marker, follows=True)
@@ -82,25 +83,24 @@ class Runner:
 
     def _claim(self, marker: dict[str, Any], *, follows: bool = False) -> Lease | Idle:
         task, bell = self._task, self._task.request
-        lease = self._store.claim(
+        return self._store.claim(
             marker["group"],
             task.trigger,
             token=new_token(str(bell.hostname)),
             bell=str(bell.id),
             rung_ms=marker["rung_ms"],
-            limit=task.time_limit,
+            # Where nobody ends a run that takes too long, its lease must not end either.
+            limit=task.time_limit if marker.get(ENFORCED) else None,
             once=not task.acks_late,
             force=bool(marker.get("force")),
             counted=marker.get("counted", True),
             follows=follows,
         )
-        if isinstance(lease, Lease):
-            ring(task.app, task.name, lease.bells)
-        return lease
 
-    def _keep(self, lease: Lease) -> Any:
+    def _keep(self, lease: Lease, *, force: bool = False) -> Any:
+        """Runs a batch; its lease is kept from here on, whatever takes long."""
         with self._runtime.heartbeat.keep(lease):
-            return self._run(lease)
+            return self._run(lease, force)
 
     def run_alone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a call outside Redis (direct or eager) as a batch of one.
@@ -146,13 +146,13 @@ class Runner:
             lease: What a cancel leased.
             patience: Seconds to tell again for while the result backend cannot be reached.
         """
-        batch, hopeless = self._open(lease)
+        batch = Batch(self._task, [], lease)
         batch.patience = patience
         try:
-            self._sift(batch, hopeless)
+            self._sift(batch, self._open(batch))
             self._settle(batch)
-        except Exception:
-            self._put_back(batch, UNTOLD_DELAY_MS)
+        except BaseException as exc:
+            self._put_back(batch, exc)
             raise
 
     def fail(self, group: str, token: str, exc: Exception) -> None:
@@ -162,98 +162,144 @@ class Runner:
         """
         lease = self._store.claim(group, self._task.trigger, token=token)
         if isinstance(lease, Lease):
-            batch, hopeless = self._open(lease)
+            batch = Batch(self._task, [], lease)
             batch.patience = 0
-            self._sift(batch, hopeless, ran=True)
+            self._sift(batch, self._open(batch), ran=True)
             batch.fail_undecided(exc)
             self._settle(batch)
 
-    def _run(self, lease: Lease) -> Any:
+    def _run(self, lease: Lease, force: bool) -> Any:
         watch(self._task.backend)
-        batch, hopeless = self._open(lease)
+        batch = Batch(self._task, [], lease)
         setattr(self._task.request, RUNNING, batch)
         try:
-            self._sift(batch, hopeless)
+            self._ring(lease, force)
+            self._sift(batch, self._open(batch))
             returned, raised = self._call(batch)
             self._settle(batch, well=raised is None)
-        except Exception:
-            self._put_back(batch, UNTOLD_DELAY_MS)
-            raise
-        except BaseException:
-            self._put_back(batch, 0)
+        except BaseException as exc:
+            self._break_off(batch, exc)
             raise
         if raised is not None:
             raise raised
         # The results are the requests' own: neither logs nor signals of the batch shall have them.
         return f"{len(batch.requests)} requests" if self._task.returns_results else returned
 
-    def _call(self, batch: Batch) -> tuple[Any, Exception | None]:
+    def _ring(self, lease: Lease, force: bool) -> None:
+        """Rings for what the claim left behind; all of it, if what is not due was claimed, too."""
+        ring(self._task.app, self._task.name, lease.bells)
+        if force and self._store.waiting(lease.group):
+            ring(self._task.app, self._task.name, replace(lease.bells, count=1), force=True)
+
+    def _call(self, batch: Batch) -> tuple[Any, BaseException | None]:
         """Runs the function and tells every outcome; returns what Celery shall see of it."""
         if not batch.requests:
             return None, Ignore("no request of the batch is to be run")
+        # It may have been paused since the claim, for longer than its lease.
+        batch.confirm()
         try:
             returned = self._call_function(batch)
             results = batch.results_of(returned) if self._task.returns_results else {}
         except Exception as exc:
             return None, self._end(batch, exc)
+        except BaseException as exc:
+            if is_shutdown(exc) or is_crash(exc):
+                raise
+            return None, self._fail(batch, exc)
         batch.finish(results)
         return returned, None
 
     def _call_function(self, batch: Batch) -> Any:
-        ids = [request.id for request in batch.requests]
-        running.update(dict.fromkeys(ids, batch))
-        try:
-            return self._task.function(batch.requests)
-        finally:
-            for task_id in ids:
-                running.pop(task_id, None)
+        with batch.running() as requests:
+            return self._task.function(requests)
 
     def _end(self, batch: Batch, exc: Exception) -> Exception:
         """Settles what is undecided when the function raised; returns what Celery shall see."""
         if batch.lost:
             return exc
-        if isinstance(exc, Ignore):
-            batch.abandon()
-            return exc
-        if isinstance(exc, Retry):
-            batch.retry_undecided(exc)
-            return exc
+        if exc is batch.outage:
+            # The function did well: its outcomes could not be told.
+            raise exc
+        self._leave_out_settled(batch, batch.doubtful)
+        kept = batch.take_raised(exc)
         if isinstance(exc, Reject):
-            batch.reject(exc)
             return Ignore(f"rejected: {exc}")
-        return Retry(exc=exc) if batch.take_raised(exc) else exc
+        return Retry(exc=exc) if kept and not isinstance(exc, Retry) else exc
+
+    def _fail(self, batch: Batch, exc: BaseException) -> BaseException:
+        """Fails what is undecided when something broke in; returns what Celery shall see."""
+        failure = failure_of(exc)
+        if not batch.lost:
+            self._leave_out_settled(batch, batch.doubtful)
+            batch.fail_undecided(failure)
+        # The pool that set the time limit deals with it, as with that of any task.
+        return exc if is_time_limit(exc) else failure
 
     def _settle(self, batch: Batch, *, well: bool = False) -> None:
         """Gives back what runs again, and ends the batch."""
-        for bells in batch.settle(well=well):
-            ring(self._task.app, self._task.name, bells)
+        self._ring_all(batch.settle(well=well))
 
-    def _put_back(self, batch: Batch, delay_ms: int) -> None:
-        """Lets another worker run what this one cannot finish.
+    def _ring_all(self, bells: Iterable[Bells]) -> None:
+        for each in bells:
+            ring(self._task.app, self._task.name, each)
 
-        Not if it must not run twice (`acks_late=False`): then its lease ends, and it fails.
-        """
+    def _break_off(self, batch: Batch, exc: BaseException) -> None:
+        """Leaves to others what this run cannot finish, whatever broke in."""
+        if is_time_limit(exc):
+            try:
+                self._fail(batch, exc)
+                self._settle(batch)
+            except Exception as why:
+                self._put_back(batch, why)
+        elif is_crash(exc):
+            self._try(batch, partial(self._crash, batch))
+        else:
+            self._put_back(batch, exc)
+
+    def _crash(self, batch: Batch) -> None:
+        """Counts a run as one that died, but for what it decided before."""
+        lease = batch.lease
+        assert lease is not None
+        self._ring_all(batch.save())
+        bells = self._store.reclaim(lease.token, lease.group, self._task.trigger, seen_dead=True)
+        self._ring_all([bells])
+
+    def _put_back(self, batch: Batch, exc: BaseException) -> None:
+        """Lets another worker run what this one cannot finish, or fail it, if it runs only once."""
         if not self._task.acks_late:
+            self._try(batch, partial(self._crash, batch))
             return
-        for request in batch.undecided:
-            batch.put_back(request, delay_ms)
+        verb, delay_ms = Verb.PUT_BACK, UNFINISHED_DELAY_MS
+        if is_shutdown(exc):
+            verb, delay_ms = Verb.POSTPONE, 0
+        elif isinstance(exc, StoreError) or (
+            isinstance(exc, Exception) and completion.is_transient(self._task, exc)
+        ):
+            verb = Verb.POSTPONE
+        batch.put_back_rest(verb, delay_ms, shown(exc))
+        self._try(batch, partial(self._settle, batch))
+
+    def _try(self, batch: Batch, give_back: Callable[[], None]) -> None:
+        """Gives a batch back; where that cannot be done, its lease ends and does it."""
         try:
-            self._settle(batch)
+            give_back()
         except LeaseLost:
             logger.info("batch %s is not this run's any more: nothing to put back", batch.token)
         except BatchesError as exc:
             logger.warning("cannot put batch %s back, its lease will end: %s", batch.token, exc)
 
-    def _open(self, lease: Lease) -> tuple[Batch, list[tuple[SimpleRequest, Exception]]]:
-        """Returns the batch, and those of its requests that cannot run with the reason."""
-        task = self._task
+    def _open(self, batch: Batch) -> list[tuple[SimpleRequest, Exception]]:
+        """Fills a batch with its calls; returns those that cannot run, with the reason."""
+        task, lease = self._task, batch.lease
+        assert lease is not None
         route = json.loads(lease.bells.route or "{}")
         accept = prepare_accept_content(task.app.conf.accept_content)
         hostname = task.request.hostname or gethostname()
+        most = self._runtime.settings.max_put_backs
         good: list[SimpleRequest] = []
-        hopeless: list[tuple[SimpleRequest, Exception]] = []
+        unrunnable: list[tuple[SimpleRequest, Exception]] = []
         for claimed in lease.requests:
-            envelope, exc = _decode(claimed, accept)
+            envelope, exc = _decode(claimed, accept, most)
             request = SimpleRequest.of(
                 task.name,
                 claimed,
@@ -263,38 +309,54 @@ class Runner:
                 ignore_result=task.ignore_result,
             )
             if exc is not None:
-                hopeless.append((request, exc))
+                unrunnable.append((request, exc))
+                batch.hold(request)
             else:
                 good.append(request)
-        batch = Batch(task, good, lease)
-        for request, _ in hopeless:
-            batch.hold(request)
-        return batch, hopeless
+        batch.add(good)
+        return unrunnable
 
     def _sift(
-        self, batch: Batch, hopeless: list[tuple[SimpleRequest, Exception]], *, ran: bool = False
+        self,
+        batch: Batch,
+        unrunnable: list[tuple[SimpleRequest, Exception]],
+        *,
+        ran: bool = False,
     ) -> None:
         """Takes out what an earlier run settled, gives up what cannot run, tells that others do.
 
         Args:
             batch: The batch.
-            hopeless: What cannot run, with the reason.
+            unrunnable: What cannot run, with the reason.
             ran: Whether this very run may have settled requests before it died.
         """
-        task = self._task
         seen_before = [request for request in batch.requests if ran or request.attempt > 1]
-        settled = completion.settled(task, seen_before)
-        for request, meta in settled:
-            batch.tell_rest(request, meta)
-        batch.leave_out([request for request, _ in settled])
-        for request, exc in hopeless:
-            batch.give_up(request, exc)
+        self._leave_out_settled(batch, seen_before)
+        self._give_up(batch, unrunnable)
         if not ran:
             discarded = [(r, reason) for r in batch.requests if (reason := _why_not(r))]
             for request, reason in discarded:
                 batch.revoke(request, reason)
-            batch.leave_out([request for request, _ in discarded])
-            completion.tell_started(task, batch.requests, batch.confirm)
+            batch.show_undecided()
+            completion.tell_started(self._task, batch.requests, batch.confirm)
+
+    def _leave_out_settled(self, batch: Batch, requests: Sequence[SimpleRequest]) -> None:
+        """Takes out those of some requests whose final state is stored already."""
+        if not requests:
+            return
+        settled = batch.patiently(partial(completion.settled, self._task, requests))
+        for request, meta in settled:
+            batch.tell_rest(request, meta)
+        batch.leave_out([request for request, _ in settled])
+
+    def _give_up(self, batch: Batch, unrunnable: Sequence[tuple[SimpleRequest, Exception]]) -> None:
+        tired = [request.id for request, exc in unrunnable if isinstance(exc, PutBackTooOften)]
+        reasons = dict(zip(tired, self._store.last_errors(tired), strict=True)) if tired else {}
+        for request, exc in unrunnable:
+            if request.id in reasons:
+                times = request.attempts.put_backs
+                exc = PutBackTooOften(self._task.name, request.id, times, reasons[request.id])
+            batch.give_up(request, exc)
 
 
 def _why_not(request: SimpleRequest) -> str | None:
@@ -304,21 +366,26 @@ def _why_not(request: SimpleRequest) -> str | None:
     return "expired" if request.is_expired() else None
 
 
-def _decode(claimed: Claimed, accept: Any) -> tuple[Envelope, Exception | None]:
+def _decode(
+    claimed: Claimed, accept: Any, most_put_backs: int
+) -> tuple[Envelope, Exception | None]:
     """Returns a call, and why it must not run, if so."""
+    attempts = claimed.attempts
     try:
         envelope = decode(claimed.envelope, accept)
     except BatchesError as exc:
         return Envelope(), exc
-    if claimed.attempts.revoked:
+    if attempts.revoked:
         return envelope, None
-    if claimed.attempts.lost:
+    if attempts.lost:
         return envelope, WorkerLostError(
             "the worker died, and acks_late=False forbids a second run"
         )
-    if claimed.attempts.alone >= MAX_CRASHES_ALONE:
+    if attempts.alone >= MAX_CRASHES_ALONE:
         return envelope, WorkerLostError(
-            f"the worker died {claimed.attempts.crashes} times while it ran this request, "
-            f"{claimed.attempts.alone} times with no other in its batch"
+            f"the worker died {attempts.crashes} times while it ran this request, "
+            f"{attempts.alone} times with no other in its batch"
         )
+    if attempts.put_backs >= most_put_backs:
+        return envelope, PutBackTooOften("", claimed.id, attempts.put_backs, "")
     return envelope, None

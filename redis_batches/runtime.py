@@ -32,6 +32,8 @@ class Runtime:
         self.installed = False
         #: Whether this worker limits its runs, so that none may go on; True if it is none.
         self.limits_runs = True
+        #: The time limits that this worker's pool enforces: "hard", "soft".
+        self.enforced_limits: frozenset[str] = frozenset()
         self._pid = 0
         self._client: redis.Redis | None = None
         self._sweeping_client: redis.Redis | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from time import monotonic
 from typing import Any, TypeAlias
 from uuid import uuid4
 
@@ -179,14 +180,15 @@ class Store:
             max_bytes=self.settings.flush_bytes,
             follows=int(follows),
         )
-        while (reply := claim())[0] == "more":
-            pass
-        word = reply[0]
+        word = "more"
+        while word == "more":
+            asked = monotonic()
+            word, *reply = claim()
         if word != "claimed":
-            return Idle(word, int(reply[1]) if word == "not_due" else 0)
-        _, fence, started_ms, signals, route, lengths, rows = reply
+            return Idle(word, int(reply[0]) if word == "not_due" else 0)
+        fence, started_ms, signals, route, lengths, rows = reply
         bells = Bells(group, text(route), signals, int(started_ms))
-        return self._lease(trigger, token, int(fence), bells, parted(lengths, rows))
+        return self._lease(trigger, token, int(fence), bells, parted(lengths, rows), asked)
 
     def cancel(
         self, group: str, ids: Sequence[str], trigger: Trigger, *, token: str = ""
@@ -202,7 +204,7 @@ class Store:
         Returns:
             The lease on those that nobody runs now, if any, and where each was found.
         """
-        token = token or uuid4().hex
+        token, asked = token or uuid4().hex, monotonic()
         reply = self.run(
             "cancel",
             group=group,
@@ -223,14 +225,21 @@ class Store:
         if not rows:
             return None, found
         bells = Bells(group, text(route), 0, int(started_ms))
-        return self._lease(trigger, token, int(fence), bells, rows), found
+        return self._lease(trigger, token, int(fence), bells, rows, asked), found
 
     def _lease(
-        self, trigger: Trigger, token: str, fence: int, bells: Bells, rows: Sequence[bytes]
+        self,
+        trigger: Trigger,
+        token: str,
+        fence: int,
+        bells: Bells,
+        rows: Sequence[bytes],
+        asked: float,
     ) -> Lease:
         """Returns a lease on what a script answered: entry, record and value of each request."""
         requests = tuple(read_row(*rows[i : i + 3]) for i in range(0, len(rows), 3))
-        return Lease(self, trigger, token, bells.group, fence, bells.rung_ms, bells, requests)
+        started_ms = bells.rung_ms
+        return Lease(self, trigger, token, bells.group, fence, started_ms, bells, requests, asked)
 
     def sweep(
         self,
@@ -316,6 +325,12 @@ class Store:
             found = self.client.hget(self.keys.resolve("claims"), f"bell:{bell}")
         return text(found) if found else None
 
+    def last_errors(self, ids: Sequence[str]) -> list[str]:
+        """Returns why each of some requests ran again or was put back, or ""."""
+        with translated("read the last errors"):
+            found: Any = self.client.hmget(self.keys.resolve("errors"), list(ids))
+        return [text(error or b"") for error in found]
+
     def waiting(self, group: str) -> int:
         """Returns how many requests of a group wait, without the delayed ones."""
         with translated("count requests"):
@@ -337,8 +352,10 @@ class Store:
         """Returns counts of requests by where they are, and counters since the first one.
 
         Keys: `waiting` (pending and delayed), `running`, `delayed`, `dead` are now; `pushed`,
-        `acked`, `claimed` (batches), `reclaimed` (batches), `dropped` and `revoked` only grow. What
-        was revoked while it ran counts as revoked, too, although it may have succeeded.
+        `acked`, `claimed` (batches), `reclaimed` (batches), `dropped`, `revoked`, `put_backs` and
+        `postponed` only grow. What was revoked while it ran counts as revoked, too, although it may
+        have succeeded. The last two count runs that gave a request back without an outcome:
+        `postponed` for a cause outside it, such as a shutdown or an outage.
         """
         key = self.keys.resolve
         with translated("count requests"):
@@ -348,12 +365,13 @@ class Store:
             items, running, delayed, eta, dead, counters = pipe.execute()
         counted = {text(name): value for name, value in counters.items()}
         grown = ("pushed", "acked", "claimed", "reclaimed", "dropped", "revoked")
+        put_back = ("put_backs", "postponed")
         return {
             "waiting": items - running - dead,
             "running": running,
             "delayed": delayed + eta,
             "dead": dead,
-            **{name: int(counted.get(name, 0)) for name in grown},
+            **{name: int(counted.get(name, 0)) for name in (*grown, *put_back)},
         }
 
 
@@ -396,6 +414,8 @@ def read_row(entry: bytes, attempts: bytes, value: bytes) -> Claimed:
     _, _, envelope = rest.partition(b":")
     if not attempts:
         return Claimed(task_id, int(since_ms), NO_ATTEMPTS, envelope)
-    tries, crashes, alone, split, lost, tried_ms, *revoked = map(int, attempts.split(b":"))
-    state = Attempts(tries, crashes, alone, split, bool(lost), tried_ms, any(revoked))
+    tries, crashes, alone, split, lost, tried_ms, revoked, *put_back = map(
+        int, attempts.split(b":")
+    )
+    state = Attempts(tries, crashes, alone, split, bool(lost), tried_ms, bool(revoked), *put_back)
     return Claimed(task_id, int(since_ms), state, envelope)

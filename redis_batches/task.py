@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 from celery import Task
@@ -230,6 +230,11 @@ class Batches(Task):  # type: ignore[type-arg]
 
         As `celery.Task.retry`, but nothing is published: the requests wait in Redis, each with a
         count of its own. With `throw` it raises `Retry`, or `exc` if no request has tries left.
+        Other options of `apply_async`, such as `priority`, hold for each request from then on.
+
+        Raises:
+            OptionError: `countdown` or `eta` is no time; nothing was retried.
+            TypeError: Inside a batch: `args` or `kwargs` were given.
         """
         batch: Batch | None = getattr(self.request, RUNNING, None)
         if batch is None:
@@ -237,20 +242,20 @@ class Batches(Task):  # type: ignore[type-arg]
                 # Celery's autoretry, of a doorbell that claimed nothing: it is nobody's call.
                 raise exc
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
-        if args is not None or kwargs is not None or options:
+        if args is not None or kwargs is not None:
             raise TypeError(
-                "inside a batch retry() takes exc, throw, eta, countdown and max_retries: "
-                "each request keeps its own arguments and options"
+                "inside a batch retry() takes no args and kwargs: each request keeps its own; to "
+                "change them, call the task again with task_id=request.id"
             )
-        if eta is not None:
-            countdown = max((eta - datetime.now(eta.tzinfo or timezone.utc)).total_seconds(), 0)
         kept = [
             batch.retry(
                 request,
                 countdown=countdown,
+                eta=eta,
                 exc=exc,
                 max_retries=max_retries,
                 verb=Verb.RETRY_BATCH,
+                **options,
             )
             for request in batch.undecided
         ]
@@ -270,10 +275,22 @@ class Batches(Task):  # type: ignore[type-arg]
         """
         if getattr(self.request, RUNNING, None) is not None:
             raise TypeError(
-                "replace() cannot replace a batch: call the signatures for each request, or put "
-                "what follows into a chain or a link of the call"
+                "replace() cannot replace a batch: use request.replace(sig) for its requests"
             )
         return super().replace(sig)
+
+    def add_to_chord(self, sig: Any, lazy: bool = False) -> Any:
+        """Adds a call to the chord of a call that runs alone; not inside a batch.
+
+        Raises:
+            TypeError: A batch runs: each of its requests may be a part of another chord.
+        """
+        if getattr(self.request, RUNNING, None) is not None:
+            raise TypeError(
+                "add_to_chord() does not know which request of the batch is meant: "
+                "use request.add_to_chord(sig)"
+            )
+        return super().add_to_chord(sig, lazy)  # type: ignore[call-overload]
 
     def update_state(
         self, task_id: str | None = None, state: str | None = None, meta: Any = None, **options: Any
@@ -295,7 +312,7 @@ class Batches(Task):  # type: ignore[type-arg]
         backend.store_result(task_id, meta, state, request=context, **options)
 
     def autoretry_plan(self, exc: BaseException, retries: int) -> dict[str, Any] | None:
-        """Returns `countdown` and `max_retries` if the task's options retry an exception.
+        """Returns how an exception is retried, as options of `retry`, if the task's options do so.
 
         Args:
             exc: What a run raised.
@@ -303,9 +320,12 @@ class Batches(Task):  # type: ignore[type-arg]
         """
         covered = tuple(getattr(self, "autoretry_for", ()))
         excluded = tuple(getattr(self, "dont_autoretry_for", ()))
-        if not isinstance(exc, covered) or isinstance(exc, (*excluded, Ignore, Retry)):
+        if not isinstance(exc, Exception) or not isinstance(exc, covered):
+            return None
+        if isinstance(exc, (*excluded, Ignore, Retry)):
             return None
         plan: dict[str, Any] = dict(getattr(self, "retry_kwargs", {}))
+        plan.pop("throw", None)
         backoff = float(getattr(self, "retry_backoff", False))
         if backoff:
             plan["countdown"] = get_exponential_backoff_interval(

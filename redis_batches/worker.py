@@ -18,7 +18,7 @@ from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_task_logger
 from celery.worker.request import Request
 
-from redis_batches.doorbell import ERRBACK, GOES_ON, MARKER, is_token_of, ring
+from redis_batches.doorbell import ENFORCED, ERRBACK, GOES_ON, MARKER, is_token_of, ring
 from redis_batches.errors import BatchesError, StoreError
 from redis_batches.following import is_limited, limits_of
 from redis_batches.model import Bells, Trigger
@@ -75,8 +75,10 @@ class DoorbellRequest(Request):
         super().__init__(*args, **kwargs)
         this: Any = self
         if marker := this._request_dict.get(MARKER):
-            goes_on = not (runtime_of(this.app).limits_runs or is_limited(this.task))
-            this._request_dict[MARKER] = {**marker, GOES_ON: goes_on}
+            runtime = runtime_of(this.app)
+            goes_on = not (runtime.limits_runs or is_limited(this.task))
+            enforced = "hard" in runtime.enforced_limits
+            this._request_dict[MARKER] = {**marker, GOES_ON: goes_on, ENFORCED: enforced}
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
         """Takes the batch back, too, where Celery calls no errback, as for what it requeues."""
@@ -101,7 +103,10 @@ class SweeperStep(bootsteps.StartStopStep):
         """Starts at every connection to the broker, also after a lost one."""
         settings = runtime_of(consumer.app).settings
         _greet(consumer.app)
-        runtime_of(consumer.app).limits_runs = limits_of(consumer.controller)
+        runtime = runtime_of(consumer.app)
+        runtime.limits_runs = limits_of(consumer.controller)
+        runtime.enforced_limits = enforced_limits(consumer.pool)
+        warn_of_time_limits(batch_tasks(consumer.app), runtime.enforced_limits)
         if not settings.worker_sweeper:
             return
         name = f"{consumer.hostname}:{uuid4().hex[:8]}"
@@ -144,6 +149,29 @@ def install(app: Any, task: type[Batches]) -> None:
     runtime.shortest = min(runtime.shortest, task.flush_interval)
     period = min(max(math.floor(runtime.shortest), MIN_PERIOD), MAX_PERIOD)
     app.add_periodic_task(period, app.signature(SWEEP), name=SWEEP)
+
+
+def enforced_limits(pool: Any) -> frozenset[str]:
+    """Returns which time limits a worker's pool enforces: "hard", "soft", both or none."""
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(pool).__mro__}
+    if "celery.concurrency.prefork.TaskPool" in kinds:
+        return frozenset(("hard", "soft"))
+    return frozenset(("hard",) if "celery.concurrency.gevent.TaskPool" in kinds else ())
+
+
+def warn_of_time_limits(tasks: Iterable[Batches], enforced: frozenset[str]) -> None:
+    """Says which time limits nobody enforces here: their runs end when their functions return."""
+    for task in tasks:
+        limits = {"hard": task.time_limit, "soft": task.soft_time_limit}
+        ignored = {name: limits[name] for name in limits if limits[name] and name not in enforced}
+        for name, seconds in ignored.items():
+            logger.warning(
+                "%s has a %s time limit of %s s, which this worker's pool does not enforce: "
+                "its batches run until their function returns; use the prefork pool",
+                task.name,
+                name,
+                seconds,
+            )
 
 
 def take_back(app: Any, request: Any, exc: Any) -> None:

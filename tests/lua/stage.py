@@ -16,6 +16,7 @@ from tests.lua.steps import (
     HOUR,
     LEASE_MS,
     SECOND,
+    ack_all,
     bury,
     call,
     claim,
@@ -45,12 +46,23 @@ VALUES: dict[str, dict[str, Any]] = {
         "counted": 1,
         "follows": 0,
     },
-    "ack": {"token": "held", "window_ms": 1000, "window": 1, "well": 1, "ends": 1, "ids": []},
+    "ack": {
+        "token": "held",
+        "window_ms": 1000,
+        "window": 1,
+        "well": 1,
+        "ends": 1,
+        "ids": ["own", "own2", "own3"],
+    },
     "release": {
         "token": "held",
         "max_dead": 1,
         "size": 1,
-        "outcomes": ["own", "dead", 0, "x", "own2", "retry", 0, "x", "own3", "retry", 9, "x"],
+        "outcomes": [
+            *("own", 0, "dead", 0, "x"),
+            *("own2", 0, "put_back", 0, "x"),
+            *("own3", 0, "retry", 9, "x"),
+        ],
     },
     "extend": {"token": "held", "lease_ms": LEASE_MS},
     "sweep": {
@@ -87,11 +99,11 @@ class Stage:
     def __post_init__(self) -> None:
         """Brings them to their places."""
         store, client, now_ms = self.store, self.store.client, self.clock.now_ms
-        push_and_claim(store, "done").ack()
+        ack_all(push_and_claim(store, "done"))
         bury(store, "dead")
         lease = push_and_claim(store, "delayed")
         lease.release(retry("delayed", delay_ms=SECOND))
-        lease.ack()
+        ack_all(lease)
         push(store, call("eta", eta_ms=now_ms + SECOND), "own", "own2", "own3")
         self._fence = claim(store, token="held", bell="rung").fence
         push(store, "lost", "a", "b", "c")

@@ -55,6 +55,11 @@ def push_many(store: Store, count: int, trigger: Trigger = TRIGGER) -> list[str]
     return ids
 
 
+def ack_all(lease: Lease, *, well: bool = False) -> int:
+    """Ends a batch whose requests were told, all but those that it gave back."""
+    return lease.ack([request.id for request in lease.requests], ends=True, well=well)
+
+
 def try_claim(store: Store, trigger: Trigger = TRIGGER, **options: Any) -> Lease | Idle:
     """Claims what is due."""
     group: Group = options.pop("group", GROUP)

@@ -18,6 +18,7 @@ from redis_batches.model import Group, Outcome, Outgoing, Trigger, Verb
 from redis_batches.registry import Registry
 from redis_batches.scripts import load_sources
 from redis_batches.store import Store
+from tests.lua.steps import ack_all
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 #: What redis-py sends by itself, and what is called outside scripts.
@@ -70,7 +71,7 @@ def test_everything_works_with_the_documented_rights(limited: redis.Redis, names
     assert isinstance(lease, Lease)
     assert lease.extend()
     lease.release([Outcome("a", Verb.DEAD, error="e"), Outcome("b", Verb.RETRY, 1)])
-    lease.ack(well=True)
+    ack_all(lease, well=True)
     lost = store.claim(group.id, trigger)
     assert isinstance(lost, Lease)
     store.reclaim(lost.token, group.id, trigger, seen_dead=True)
@@ -82,7 +83,7 @@ def test_everything_works_with_the_documented_rights(limited: redis.Redis, names
     store.push(group, trigger, [Outgoing("revoked", "n", None, b"1\n[[],{}]")])
     cancelled, _ = store.cancel(group.id, ["revoked"], trigger)
     assert cancelled is not None
-    cancelled.ack()
+    ack_all(cancelled)
 
     assert [letter.id for letter in inspector.list()] == ["a"]
     assert inspector.requeue(["a"]) == 1

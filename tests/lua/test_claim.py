@@ -24,6 +24,7 @@ from tests.lua.steps import (
     OTHER,
     SECOND,
     TRIGGER,
+    ack_all,
     attention,
     call,
     claim,
@@ -64,7 +65,7 @@ def test_a_batch_has_the_oldest_requests(store: Store, clock: Clock) -> None:
 def test_a_batch_that_is_finished_leaves_nothing(store: Store) -> None:
     """Not even where to ring for its group."""
     push(store, *"abc")
-    claim(store, bell="bell").ack()
+    ack_all(claim(store, bell="bell"))
 
 
 # -- How many
@@ -283,7 +284,7 @@ def test_the_same_token_gets_what_is_left_of_its_batch(store: Store) -> None:
 def test_a_token_whose_batch_has_ended_gets_no_other(store: Store) -> None:
     """A claim that was delayed on its way would leave one that nobody runs."""
     push(store, *"abcdef")
-    claim(store, token="token").ack()
+    ack_all(claim(store, token="token"))
 
     assert try_claim(store, token="token") == Idle("ended")
 
@@ -331,7 +332,7 @@ def test_a_doorbell_names_its_run(store: Store) -> None:
     assert store.find_token("bell") is None
     lease = claim(store, token="token", bell="bell")
     assert store.find_token("bell") == "token"
-    lease.ack()
+    ack_all(lease)
     assert store.find_token("bell") is None
 
 
@@ -471,7 +472,7 @@ def test_an_entry_of_what_another_worker_runs_is_skipped(store: Store) -> None:
     store.client.lpush(pending, entry)
 
     assert ids_of(claim(store, Trigger(2, 0))) == ["b"]
-    assert running.ack() == 1
+    assert ack_all(running) == 1
 
 
 @pytest.mark.parametrize("interval_ms", [0, HOUR], ids=["due", "not due"])
@@ -552,7 +553,7 @@ def test_a_request_knows_what_it_went_through(store: Store) -> None:
 def test_where_to_ring_is_kept_while_something_is_delayed(store: Store, clock: Clock) -> None:
     """The claim that empties the group leaves it."""
     push(store, "a", call("b", eta_ms=clock.now_ms + HOUR))
-    claim(store, force=True).ack()
+    ack_all(claim(store, force=True))
 
     assert store.groups() == {GROUP.id: GROUP.route}
 
@@ -590,15 +591,15 @@ def test_a_run_goes_on_while_more_waits_than_doorbells_are_out_for(store: Store)
     """The last batches are left to those that were rung already."""
     one = Trigger(1, INTERVAL_MS)
     ids = push_many(store, MAX_BELLS + 3, trigger=one)
-    claim(store, one, bell="d", token="first").ack()
+    ack_all(claim(store, one, bell="d", token="first"))
     bells = read(store).bells[GROUP.id]
 
     second = claim(store, one, bell="d", token="second", follows=True)
     assert ids_of(second) == [ids[1]]
     assert store.find_token("d") == "second"
-    second.ack()
+    ack_all(second)
     third = claim(store, one, bell="d", token="third", follows=True)
-    third.ack()
+    ack_all(third)
 
     assert try_claim(store, one, bell="d", token="fourth", follows=True) == Idle("left")
     assert waiting(store) == ids[3:]

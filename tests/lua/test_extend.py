@@ -12,6 +12,7 @@ from tests.lua.steps import (
     LEASE_MS,
     SECOND,
     TRIGGER,
+    ack_all,
     push_and_claim,
     read,
 )
@@ -42,7 +43,7 @@ def test_a_lease_that_ended_is_lost(store: Store, ended: str) -> None:
     """The run must stop; nothing is changed."""
     lease = push_and_claim(store, "a")
     if ended == "acked":
-        lease.ack()
+        ack_all(lease)
     else:
         store.reclaim(lease.token, GROUP.id, TRIGGER, seen_dead=True)
     before = read(store)

@@ -13,6 +13,7 @@ from redis_batches.lease import Lease
 from redis_batches.model import Bells, Group, Outcome, Outgoing, Trigger, Verb
 from redis_batches.store import Store
 from tests.conftest import Clock
+from tests.lua.steps import ack_all
 
 TRIGGER = Trigger(10, 1000)
 GROUP = Group.of({"queue": "celery"})
@@ -47,7 +48,7 @@ def bury(store: Store, *ids: str) -> None:
     push(store, *ids)
     lease = claim(store)
     lease.release([Outcome(task_id, Verb.DEAD, error=f"of {task_id}") for task_id in ids])
-    lease.ack()
+    ack_all(lease)
 
 
 def test_dead_letters_are_listed_with_their_errors(
@@ -146,7 +147,7 @@ def test_a_dead_letter_shows_its_call_to_who_asks(store: Store, rung: list[Bells
     store.push(GROUP, TRIGGER, [Outgoing(name, "", None, data) for name, data in calls.items()])
     lease = claim(store)
     lease.release([Outcome(name, Verb.DEAD, error="why") for name in calls])
-    lease.ack()
+    ack_all(lease)
 
     plain = Inspector(store, TRIGGER, GROUP.route, rung.append)
     more = Inspector(store, TRIGGER, GROUP.route, rung.append, ["application/x-python-serialize"])
@@ -201,7 +202,7 @@ def test_repair_finds_what_a_note_of_a_deleted_list_hides(
     push(store, "a", "b")
     lease, _ = store.cancel(GROUP.id, ["a"], TRIGGER)
     assert lease is not None
-    lease.ack()
+    ack_all(lease)
     again = Outgoing("a", "n", None, b"1\n[[],{}]")
     client.delete(store.keys.pending(GROUP.id))
     if when != "after":
@@ -225,7 +226,7 @@ def test_repair_keeps_the_notes_of_what_was_revoked(
     push(store, "a", "b")
     lease, _ = store.cancel(GROUP.id, ["a"], TRIGGER)
     assert lease is not None
-    lease.ack()
+    ack_all(lease)
     clock.advance(REVOKED_WINDOW_MS)
     later = Outgoing("a", "n", 9_999_999_999_999, b"1\n[[],{}]")
     store.push(GROUP, TRIGGER, [later])

@@ -21,6 +21,7 @@ from tests.lua.steps import (
     LEASE_MS,
     SECOND,
     TRIGGER,
+    ack_all,
     call,
     claim,
     dead,
@@ -135,7 +136,7 @@ def test_a_batch_can_be_acked(store: Store, lease: Lease, memory: Memory, times:
     for _ in range(times):
         lease.ack(["a"])
     for _ in range(times):
-        lease.ack()
+        ack_all(lease)
 
     assert sorted(read(store).items) == ["d", "e", "f"]
 
@@ -181,7 +182,7 @@ def test_requests_can_be_cancelled(store: Store, lease: Lease, memory: Memory, t
     for _ in range(times):
         cancelled, _ = store.cancel(GROUP.id, ["a", "d"], TRIGGER, token="token")
     assert cancelled is not None
-    cancelled.ack()
+    ack_all(cancelled)
 
     assert waiting(store) == ["e", "f"]
     assert claim(store, force=True).requests
@@ -220,8 +221,8 @@ def test_a_sweeper_goes_on(
 def test_the_backlog_drains(store: Store, lease: Lease, memory: Memory) -> None:
     """Then there is room again."""
     memory.is_full()
-    lease.ack()
-    claim(store).ack()
+    ack_all(lease)
+    ack_all(claim(store))
     assert read(store).items == {}
     memory.is_free()
 

@@ -13,6 +13,7 @@ from tests.lua.steps import (
     OTHER,
     SECOND,
     TRIGGER,
+    ack_all,
     attention,
     call,
     claim,
@@ -33,7 +34,7 @@ def delay(store: Store, *ids: str, delay_ms: int = SECOND) -> None:
     """Lets requests wait for their retry."""
     lease = push_and_claim(store, *ids)
     lease.release(retry(*ids, delay_ms=delay_ms))
-    lease.ack()
+    ack_all(lease)
 
 
 def promote(store: Store, *ids: str) -> Bells:
@@ -122,7 +123,7 @@ def test_a_half_that_is_promoted_stays_a_half(store: Store, clock: Clock) -> Non
     lease = push_and_claim(store, *"abcd", trigger=four)
     store.reclaim(lease.token, GROUP.id, four, seen_dead=True)
     claim(store, four).release(retry("a", "b", delay_ms=SECOND))
-    claim(store, four).ack()
+    ack_all(claim(store, four))
     push(store, *"efgh", trigger=four)
     clock.advance(SECOND)
     store.promote(GROUP.id, ["a", "b"], four)
@@ -131,13 +132,14 @@ def test_a_half_that_is_promoted_stays_a_half(store: Store, clock: Clock) -> Non
     assert ids_of(claim(store, four)) == ["a", "b"]
 
 
-def test_what_was_put_back_with_a_delay_counts_no_try(store: Store, clock: Clock) -> None:
+def test_what_was_put_back_with_a_delay_counts_a_run_but_no_try(store: Store, clock: Clock) -> None:
     """It comes back as it went."""
     push_and_claim(store, "a").release(put_back("a", delay_ms=SECOND))
     clock.advance(SECOND)
     promote(store, "a")
 
-    assert claim(store, force=True).requests[0].attempts.number == 1
+    (request,) = claim(store, force=True).requests
+    assert (request.attempts.number, request.attempts.tries) == (2, 0)
 
 
 def test_thousands_are_promoted(store: Store, clock: Clock) -> None:

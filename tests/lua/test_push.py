@@ -16,6 +16,7 @@ from tests.lua.steps import (
     SECOND,
     TRIGGER,
     WINDOW_MS,
+    ack_all,
     attention,
     bury,
     call,
@@ -198,7 +199,7 @@ def test_a_call_that_runs_arrives_again(store: Store) -> None:
 @pytest.mark.usefixtures("stray_keys")
 def test_a_call_that_has_run_arrives_again(store: Store, clock: Clock) -> None:
     """It does not run a second time within the window."""
-    push_and_claim(store, "a").ack()
+    ack_all(push_and_claim(store, "a"))
     clock.advance(WINDOW_MS - 1)
 
     assert status(store, "a") is DONE
@@ -244,7 +245,7 @@ def test_another_call_with_the_id_of_a_request(store: Store, clock: Clock, where
 
 def test_another_call_with_the_id_of_a_finished_request(store: Store) -> None:
     """It runs, as in Celery."""
-    push_and_claim(store, "a").ack()
+    ack_all(push_and_claim(store, "a"))
 
     assert status(store, call("a", "other")) is NEW
 
@@ -254,7 +255,7 @@ def test_another_call_with_the_id_of_a_dead_letter(store: Store) -> None:
     push_and_claim(store, "a").release(retry("a"))
     lease = claim(store)
     lease.release(dead("a", error="ValueError()"))
-    lease.ack()
+    ack_all(lease)
 
     assert status(store, call("a", "other", body=b"other")) is NEW
     (request,) = claim(store, force=True).requests
@@ -268,7 +269,7 @@ def test_a_dead_call_arrives_again_though_another_took_its_place(store: Store) -
     bury(store, "a")
     push(store, call("a", "other"))
     assert status(store, "a") is DONE
-    claim(store, force=True).ack()
+    ack_all(claim(store, force=True))
     assert status(store, "a") is DONE
 
 
@@ -289,7 +290,7 @@ def test_a_batch_calls_its_own_request_again(store: Store, body: bytes) -> None:
     lease = push_and_claim(store, "a", "b")
 
     assert status(store, call("a", "again", body=body), caller=lease.token) is NEW
-    assert lease.ack() == 1
+    assert ack_all(lease) == 1
     (request,) = claim(store, force=True).requests
     assert (request.id, request.envelope) == ("a", body)
     assert store.stats()["pushed"] == 2
@@ -345,8 +346,8 @@ def test_the_first_call_arrives_again_after_its_retry(store: Store) -> None:
     lease = push_and_claim(store, "a")
     push(store, call("a", "again"), caller=lease.token)
     assert status(store, "a") is DONE
-    lease.ack()
-    claim(store, force=True).ack()
+    ack_all(lease)
+    ack_all(claim(store, force=True))
     assert status(store, "a") is DONE
 
 
@@ -364,7 +365,7 @@ def test_a_batch_cannot_retry_what_another_runs(store: Store) -> None:
     mine, theirs = claim(store), claim(store)
 
     assert status(store, call("d", "again"), caller=mine.token) is DUPLICATE
-    assert theirs.ack() == 3
+    assert ack_all(theirs) == 3
 
 
 def test_a_batch_may_call_others_too(store: Store) -> None:

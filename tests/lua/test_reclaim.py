@@ -18,6 +18,7 @@ from tests.lua.steps import (
     LEASE_MS,
     SECOND,
     TRIGGER,
+    ack_all,
     call,
     claim,
     ids_of,
@@ -136,7 +137,7 @@ def test_what_another_worker_runs_by_now_does_not_come_back(store: Store) -> Non
     reclaim(store, dying)
 
     assert place(store, "b") == "owned"
-    assert running.ack() == 1
+    assert ack_all(running) == 1
 
 
 def test_what_the_batch_called_again_does_not_come_back_twice(store: Store) -> None:
@@ -232,7 +233,7 @@ def test_a_request_that_died_alone_runs_with_no_other(store: Store) -> None:
     """Those that follow are innocent."""
     reclaim(store, push_and_claim(store, "a", "b"))
     poison, innocent = claim(store), claim(store)
-    innocent.ack()
+    ack_all(innocent)
     reclaim(store, poison)
     push(store, "c", "d")
 
@@ -263,13 +264,13 @@ def test_a_request_that_kills_its_worker_is_isolated(
         suspects = [one for one in lease.requests if one.attempts.alone >= 3]
         if suspects:
             assert [one.id for one in suspects] == [poison]
-            lease.ack()
+            ack_all(lease)
         elif poison in ids_of(lease):
             crashes += 1
             reclaim(store, lease, trigger=trigger)
         else:
             assert all(one.attempts.alone == 0 for one in lease.requests)
-            lease.ack()
+            ack_all(lease)
 
     assert crashes <= math.log2(size) + 3
     assert store.stats()["acked"] == size

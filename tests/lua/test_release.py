@@ -10,10 +10,12 @@ from redis_batches.store import Store
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,
+    HOUR,
     INTERVAL_MS,
     OTHER,
     SECOND,
     TRIGGER,
+    ack_all,
     bury,
     claim,
     dead,
@@ -53,12 +55,64 @@ def test_a_retry_may_be_delayed(store: Store, clock: Clock) -> None:
     assert read(store).delayed == {f"{GROUP.id}:a": clock.now_ms + SECOND}
 
 
-def test_what_is_put_back_counts_no_try(store: Store) -> None:
-    """As if it had not been claimed; but it is due at once."""
-    push_and_claim(store, "a").release(put_back("a"))
+@pytest.mark.parametrize("verb", [Verb.PUT_BACK, Verb.POSTPONE])
+def test_what_is_put_back_counts_a_run_but_no_try(store: Store, verb: Verb) -> None:
+    """It is due at once, and the counters tell of it."""
+    push_and_claim(store, "a").release([Outcome("a", verb)])
 
     (request,) = claim(store).requests
-    assert request.attempts.number == 1
+    assert (request.attempts.number, request.attempts.tries) == (2, 0)
+    counted = (request.attempts.put_backs, request.attempts.postponed)
+    assert counted == ((1, 0) if verb is Verb.PUT_BACK else (0, 1))
+    stats = store.stats()
+    assert (stats["put_backs"], stats["postponed"]) == counted
+
+
+@pytest.mark.parametrize("verb", [Verb.PUT_BACK, Verb.POSTPONE])
+@pytest.mark.parametrize(
+    ("delay_ms", "waits"),
+    [(0, [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]), (5000, [5, 10, 20, 40, 80])],
+)
+def test_what_is_put_back_again_and_again_waits_longer_each_time(
+    store: Store, clock: Clock, verb: Verb, delay_ms: int, waits: list[int]
+) -> None:
+    """Up to ten minutes."""
+    push(store, "a")
+    found = []
+    for _ in waits:
+        claim(store, force=True).release([Outcome("a", verb, delay_ms)])
+        ready_ms = read(store).delayed.get(f"{GROUP.id}:a", clock.now_ms)
+        found.append((ready_ms - clock.now_ms) // SECOND)
+        clock.now_ms = ready_ms
+        store.promote(GROUP.id, ["a"], TRIGGER)
+
+    assert found == waits
+
+
+def test_what_is_put_back_again_is_halved(store: Store, clock: Clock) -> None:
+    """One of the batch may be to blame: in the end it is alone."""
+    push(store, *"abcd")
+    sizes = []
+    for _ in range(4):
+        lease = claim(store, FOUR, force=True)
+        sizes.append(len(lease.requests))
+        lease.release(put_back(*ids_of(lease)))
+        clock.advance(HOUR)
+        store.promote(GROUP.id, ids_of(lease), FOUR)
+
+    assert sizes == [4, 4, 2, 2]
+    assert {len(claim(store, FOUR, force=True).requests) for _ in range(4)} == {1}
+
+
+def test_an_outage_halves_nothing(store: Store, clock: Clock) -> None:
+    """However often what waits is put back for it."""
+    push(store, *"abcd")
+    for _ in range(5):
+        lease = claim(store, FOUR, force=True)
+        assert ids_of(lease) == list("abcd")
+        lease.release([Outcome(task_id, Verb.POSTPONE) for task_id in "abcd"])
+        clock.advance(HOUR)
+        store.promote(GROUP.id, list("abcd"), FOUR)
 
 
 def test_what_is_put_back_may_be_delayed(store: Store) -> None:
@@ -132,7 +186,7 @@ def test_the_batch_goes_on(store: Store) -> None:
     lease.release(retry("b"))
 
     assert lease.extend()
-    assert lease.ack() == 2
+    assert ack_all(lease) == 2
 
 
 def test_what_is_given_back_twice_is_there_once(store: Store) -> None:
@@ -164,7 +218,7 @@ def test_requests_of_others_are_not_given_back(store: Store) -> None:
     mine, theirs = claim(store), claim(store)
     mine.release(retry("d", "nobody"))
 
-    assert theirs.ack() == 3
+    assert ack_all(theirs) == 3
 
 
 def test_a_batch_of_thousands_is_given_back(store: Store) -> None:
@@ -173,7 +227,7 @@ def test_a_batch_of_thousands_is_given_back(store: Store) -> None:
     ids = push_many(store, 1300, large)
     lease = claim(store, large, force=True)
     lease.release(retry(*ids))
-    lease.ack()
+    ack_all(lease)
 
     assert ids_of(claim(store, large)) == ids
 
@@ -207,7 +261,7 @@ def test_calls_of_one_millisecond_stay_in_order(store: Store) -> None:
     large = Trigger(100, INTERVAL_MS)
     ids = push_many(store, 100, large)
     for _ in range(3):
-        claim(store, large).release(put_back(*ids))
+        claim(store, large).release(retry(*ids))
 
     assert waiting(store) == ids
 
@@ -264,14 +318,14 @@ def fail(store: Store, clock: Clock) -> None:
     """Lets the next batch fail as a whole."""
     lease = claim(store, FOUR)
     lease.release(retry_batch(*ids_of(lease)))
-    lease.ack()
+    ack_all(lease)
     clock.advance(SECOND)
 
 
 def go_well(store: Store, clock: Clock) -> None:
     """Lets another batch of the task go well."""
     push(store, f"well-{clock.now_ms}", group=OTHER)
-    claim(store, FOUR, force=True, group=OTHER).ack(well=True)
+    ack_all(claim(store, FOUR, force=True, group=OTHER), well=True)
     clock.advance(SECOND)
 
 
@@ -311,7 +365,7 @@ def test_a_batch_that_did_not_go_well_is_no_sign(store: Store, clock: Clock) -> 
     push(store, *"abcd", trigger=FOUR)
     fail(store, clock)
     push(store, "bad", group=OTHER)
-    claim(store, FOUR, force=True, group=OTHER).ack()
+    ack_all(claim(store, FOUR, force=True, group=OTHER))
     clock.advance(SECOND)
     fail(store, clock)
 
@@ -324,7 +378,7 @@ def test_a_request_that_is_retried_by_itself_is_not_halved(store: Store, clock: 
     for _ in range(3):
         lease = claim(store, FOUR)
         lease.release([Outcome(task_id, Verb.RETRY) for task_id in ids_of(lease)])
-        lease.ack()
+        ack_all(lease)
         clock.advance(SECOND)
         go_well(store, clock)
 

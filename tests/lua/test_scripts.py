@@ -13,7 +13,7 @@ from redis_batches.errors import ScriptReplyError, StoreError
 from redis_batches.scripts import PRELUDE, Script, load_scripts, load_sources
 from redis_batches.store import Store
 from tests.lua.stage import Stage
-from tests.lua.steps import LEASE_MS, claim, ids_of, place, push
+from tests.lua.steps import LEASE_MS, ack_all, claim, ids_of, place, push
 
 #: What an ACL must allow for the scripts.
 COMMANDS = {
@@ -40,7 +40,7 @@ def test_a_server_that_lost_its_scripts_gets_them_again(store: Store) -> None:
     lease = claim(store)
     store.client.script_flush()
 
-    assert lease.ack() == 3
+    assert ack_all(lease) == 3
 
 
 def test_a_value_that_no_script_takes_is_an_error(store: Store) -> None:
@@ -119,7 +119,7 @@ def test_tasks_and_namespaces_are_apart(store: Store) -> None:
     push(store, *"abc")
     other = Store(store.client, store.settings, "shop.view")
     push(other, *"abc")
-    claim(other).ack()
+    ack_all(claim(other))
 
     assert place(store, "a") == "pending"
     assert ids_of(claim(store)) == ["a", "b", "c"]

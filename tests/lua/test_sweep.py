@@ -24,6 +24,7 @@ from tests.lua.steps import (
     SECOND,
     TRIGGER,
     WINDOW_MS,
+    ack_all,
     attention,
     call,
     claim,
@@ -190,7 +191,7 @@ def test_a_sweep_is_bounded(store: Store, clock: Clock) -> None:
 
 def test_a_sweep_forgets_finished_calls(store: Store, clock: Clock) -> None:
     """After the window."""
-    push_and_claim(store, "a").ack()
+    ack_all(push_and_claim(store, "a"))
     clock.advance(WINDOW_MS - 1)
     sweep(store)
     assert "a" in read(store).done
@@ -285,7 +286,7 @@ def test_a_retry_is_not_delayed_for_longer_than_any(store: Store, clock: Clock) 
     """By a clock that was wrong by months."""
     lease = push_and_claim(store, "a")
     lease.release(retry("a", delay_ms=SECOND))
-    lease.ack()
+    ack_all(lease)
     clock.advance(-10 * WEEK_MS)
 
     assert sweep(store) == Swept(WEEK_MS)
@@ -487,7 +488,7 @@ def test_a_batch_that_cannot_be_taken_back_keeps_no_other_waiting(
     assert store.waiting(OTHER.id) == 1
     assert wait >= 0.02
     store.client.delete(store.keys.pending(GROUP.id))
-    assert broken.ack() == 1
+    assert ack_all(broken) == 1
 
 
 def test_a_sweep_of_a_foreign_key_is_an_error(store: Store) -> None:
@@ -529,6 +530,6 @@ def test_workers_that_start_one_after_another_do_not_flood_the_broker(
             clock.advance(50)
             lease = claim(store, bell=f"bell{event}-{number}", rung_ms=rung.pop(0))
             rung += [lease.bells.rung_ms] * lease.bells.count
-            lease.ack()
+            ack_all(lease)
 
     assert len(rung) <= 16 + 5

@@ -33,7 +33,7 @@ class InProcess:
         bells = self.bells.pop()
         self._answered += 1
         marker = {"group": bells.group, "rung_ms": bells.rung_ms, "force": force}
-        marker[doorbell.GOES_ON] = goes_on
+        marker |= {doorbell.GOES_ON: goes_on, doorbell.ENFORCED: True}
         self.task.push_request(
             id=f"bell-{self._answered}",
             hostname="worker@here",

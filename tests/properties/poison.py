@@ -8,7 +8,6 @@ prints a table. The task is real, its worker is this process, and its clock is i
 from __future__ import annotations
 
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,7 +34,7 @@ class Wrong(Exception):
     """What a function raises; the task retries it."""
 
 
-class Killed(BaseException):
+class Killed(SystemExit):
     """What stands for the death of the process: nothing of the run goes on."""
 
 
@@ -139,14 +138,14 @@ class Bench:
 @contextmanager
 def bench(function: Any, flush_every: int, **options: Any) -> Iterator[Bench]:
     """Makes a task whose process may die at any line of its function."""
-    put_back = Runner._put_back
+    break_off = Runner._break_off
 
-    def unless_dead(self: Runner, batch: Any, delay_ms: int) -> None:
-        if not isinstance(sys.exc_info()[1], Killed):
-            put_back(self, batch, delay_ms)
+    def unless_dead(self: Runner, batch: Any, exc: BaseException) -> None:
+        if not isinstance(exc, Killed):
+            break_off(self, batch, exc)
 
     with pytest.MonkeyPatch.context() as patch, in_process(function, flush_every, **options) as h:
-        patch.setattr(Runner, "_put_back", unless_dead)
+        patch.setattr(Runner, "_break_off", unless_dead)
         yield Bench(h)
 
 

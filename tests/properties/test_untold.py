@@ -13,6 +13,7 @@ from celery import chain
 from celery.exceptions import Ignore, TimeLimitExceeded
 
 from redis_batches import SimpleRequest, completion
+from redis_batches.batch import Batch
 from redis_batches.codec import text
 from redis_batches.errors import LeaseLost, StoreError
 from redis_batches.lease import Lease
@@ -135,7 +136,8 @@ def test_a_time_limit_fails_only_what_was_not_told(monkeypatch: pytest.MonkeyPat
         store = here.task.inspector._store
         (group,) = store.groups()
         lease = store.claim(group, here.task.trigger, force=True)
-        batch, _ = Runner(here.task)._open(lease)
+        batch = Batch(here.task, [], lease)
+        Runner(here.task)._open(batch)
         batch.succeed(batch.requests[0], 1)
         failed: list[str] = []
         mark = here.task.backend.mark_as_failure
@@ -270,7 +272,7 @@ def dies(*_: Any, **__: Any) -> None:
 def answer_and_die(here: InProcess, owner: object, name: str) -> None:
     """Answers a doorbell, and dies instead of calling a function; nothing is settled after that."""
     with pytest.MonkeyPatch.context() as patch:
-        for where, what in (owner, name), (Lease, "ack"), (Lease, "release"):
+        for where, what in (owner, name), (Lease, "ack"), (Store, "reclaim"):
             patch.setattr(where, what, dies)
         with suppress(KeyboardInterrupt):
             here.answer()

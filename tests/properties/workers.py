@@ -12,6 +12,8 @@ from tests.properties.world import GROUPS, LEASE, SECOND, Call, Doorbell, World
 
 #: A request that killed its worker so often, alone in its batch, is not run again.
 MAX_CRASHES_ALONE = 3
+#: A request that was put back so often for no cause outside it is not run again.
+MAX_PUT_BACKS = 3
 
 
 @dataclass
@@ -101,14 +103,22 @@ class Workers:
         for request in lease.requests:
             call = self._world.call_of(request.envelope)
             if request.attempts.number > 1 and len(call.told) > call.again:
+                run.finished.append(request.id)
                 continue
             if request.attempts.revoked:
                 run.revoked.append((request, call))
-            elif request.attempts.lost or request.attempts.alone >= MAX_CRASHES_ALONE:
+            elif self._is_hopeless(request):
                 run.hopeless.append((request, call))
             else:
                 run.todo.append((request, call))
         self.runs.append(run)
+
+    def _is_hopeless(self, request: Claimed) -> bool:
+        """Whether a request is given up, and its caller told so."""
+        attempts = request.attempts
+        ensure(attempts.put_backs <= MAX_PUT_BACKS, "put back for ever", request)
+        crashed = attempts.lost or attempts.alone >= MAX_CRASHES_ALONE
+        return crashed or attempts.put_backs >= MAX_PUT_BACKS
 
     def discard(self, lease: Lease) -> None:
         """Somebody who revokes holds requests: they tell in their own time, or die."""
@@ -145,7 +155,7 @@ class Workers:
                     self._world.ring_if_alive(bells)
                 run.given_back = []
             else:
-                run.lease.ack(well=self._world.rng.random() < 0.5)
+                run.lease.ack(run.finished, ends=True, well=self._world.rng.random() < 0.5)
                 self.runs.remove(run)
         except LeaseLost:
             self._give_up(run)
@@ -191,8 +201,9 @@ class Workers:
         for request, call in run.hopeless:
             self._bury(run, request, call)
         run.hopeless = []
-        for _, call in run.revoked:
+        for request, call in run.revoked:
             call.told.append("revoked")
+            run.finished.append(request.id)
         run.revoked = []
         for _ in range(rng.choice((1, 2, 5, 100))):
             if run.todo:
@@ -203,9 +214,12 @@ class Workers:
 
     def _settle(self, run: Run, request: Claimed, call: Call) -> None:
         rng = self._world.rng
-        verbs = ("succeed", "retry", "retry_batch", "put_back", "dead", "call_again")
-        weights = (16, 2, 2, 2, 1, 2) if self._world.faults else (1, 0, 0, 0, 0, 0)
+        verbs = ("succeed", "retry", "retry_batch", "put_back", "postpone", "dead", "call_again")
+        weights = (16, 2, 2, 2, 2, 1, 2) if self._world.faults else (1, 0, 0, 0, 0, 0, 0)
         (verb,) = rng.choices(verbs, weights)
+        if self._world.happens("slip"):
+            # Something broke in between deciding and noting it: its batch ends without it.
+            return
         if verb == "succeed":
             call.told.append("success")
             run.finished.append(request.id)
@@ -235,7 +249,6 @@ class Workers:
             call.group, world.trigger(), [call.outgoing()], caller=run.lease.token
         )
         ensure(pushed.statuses[0] in (Status.NEW, Status.AGAIN), "not retried", pushed, call)
-        run.lease.leave(call.id)
         world.ring_if_alive(pushed.bells)
 
     def _call_again_too_late(self, run: Run) -> None:

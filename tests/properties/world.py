@@ -94,6 +94,7 @@ class Weather:
         lost_bell: A doorbell gets lost.
         doubled_bell: A doorbell is delivered, and stays in the broker.
         death: A process dies after whatever it did last.
+        slip: A worker decides a request, and does not note it.
         nap: A worker sleeps for a while, perhaps past its lease.
         once: Whether a lost run must not be repeated (`acks_late=False`).
         limit: The time limit of a run, in seconds.
@@ -107,6 +108,7 @@ class Weather:
     lost_bell: float
     doubled_bell: float
     death: float
+    slip: float
     nap: float
     once: bool
     limit: float | None
@@ -126,6 +128,7 @@ class Weather:
             lost_bell=rng.choice((0.0, 0.1, 0.5, 1.0)),
             doubled_bell=rng.choice((0.0, 0.1, 0.3)),
             death=rng.choice((0.0, 0.02, 0.1, 0.3)),
+            slip=rng.choice((0.0, 0.0, 0.05, 0.2)),
             nap=rng.choice((0.0, 0.02, 0.1)),
             once=rng.random() < 0.15,
             limit=rng.choice((None, None, 60.0)),

@@ -30,6 +30,7 @@ MADE: list[errors.BatchesError] = [
     errors.UnusableCall(3, 2, TypeError("no number")),
     errors.DuplicateTaskId("an-id"),
     errors.BacklogFull("shop.click", 1000, ["a", "b"]),
+    errors.PutBackTooOften("shop.click", "a", 100, "Reject()"),
     errors.LeaseLost("why"),
     errors.ResultCountError("shop.click", 3, 4),
     errors.ResultKeyError("shop.click", ("a", 1)),

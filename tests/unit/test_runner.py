@@ -17,6 +17,7 @@ from celery.exceptions import (
     Terminated,
     TimeLimitExceeded,
     WorkerLostError,
+    WorkerShutdown,
 )
 
 from redis_batches import LeaseLost, OptionError, SimpleRequest
@@ -268,19 +269,19 @@ def test_task_revoked_is_sent_for_each_call_that_expired() -> None:
     assert revoked == [(result.id, True) for result in results]
 
 
-@pytest.mark.parametrize("option", ["args", "kwargs", "queue"])
+@pytest.mark.parametrize("option", ["args", "kwargs"])
 def test_a_retry_of_a_batch_takes_no_arguments_of_a_call(option: str) -> None:
     """Each request keeps its own: the error is told to every caller."""
 
     def function(self: Any, requests: list[SimpleRequest]) -> None:
-        self.retry(**{option: {"args": (1,), "kwargs": {}, "queue": "q"}[option]})
+        self.retry(**{option: {"args": (1,), "kwargs": {}}[option]})
 
     with in_process(function, 1, bind=True) as here:
         result = here.task.delay()
         with pytest.raises(TypeError):
             here.answer()
 
-        assert "each request keeps its own arguments and options" in str(result.result)
+        assert "each request keeps its own" in str(result.result)
 
 
 @pytest.mark.parametrize("option", ["time_limit", "soft_time_limit"])
@@ -591,11 +592,11 @@ def test_a_run_that_wakes_after_its_hard_time_limit_gives_no_advice(
         batch: Any = requests[0].batch
         store = here.task.inspector._store
         Runner(here.task, store).fail(batch.lease.group, batch.token, TimeLimitExceeded(1))
-        raise KeyboardInterrupt
+        raise WorkerShutdown
 
     with in_process(function, 1) as here, caplog.at_level("INFO", "celery.task"):
         here.task.delay()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(WorkerShutdown):
             here.answer(force=True)
 
     (told,) = (record for record in caplog.records if "put back" in record.getMessage())

@@ -55,7 +55,11 @@ def test_a_worker_sweeps_each_task_at_its_own_pace(
     monkeypatch.setattr("redis_batches.worker.check_server", lambda _: None)
     monkeypatch.setattr("redis_batches.worker.monotonic", lambda: timer.now)
     consumer: Any = SimpleNamespace(
-        app=app, hostname="here", timer=timer, controller=SimpleNamespace(consumer=None)
+        app=app,
+        hostname="here",
+        timer=timer,
+        controller=SimpleNamespace(consumer=None),
+        pool=None,
     )
     step = SweeperStep(consumer)
     step.start(consumer)

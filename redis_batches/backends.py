@@ -2,8 +2,9 @@
 
 Code written for celery-batches calls the result backend itself. Taken literally that would store a
 result and no more: links would not be called, chains and chords would hang. So the three methods
-of each backend instance look first whether the id is a request of a batch that runs here. And a
-Redis backend does not subscribe to the result of a batch task's call before somebody waits for it.
+of each backend instance look first whether the id is a request of a batch that runs here. A Redis
+backend does not subscribe to the result of a batch task's call before somebody waits for it. And
+the body of a chord is sent patiently; see `redis_batches.chords`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from celery.app.task import Context
 from celery.exceptions import Retry
 
 from redis_batches.batch import Batch, running
+from redis_batches.chords import counting
 from redis_batches.lateresult import WATCHED, is_watched, listens_late
 from redis_batches.producer import Hop
 from redis_batches.request import SimpleRequest
@@ -40,6 +42,7 @@ def watch(backend: Any) -> Any:
     if not is_watched(backend):
         for name, settle in _SETTLERS.items():
             setattr(backend, name, _watched(getattr(backend, name), settle))
+        backend.on_chord_part_return = counting(backend.on_chord_part_return)
         if listens_late(backend):
             backend.on_task_call = _without_batch_tasks(backend.on_task_call)
         setattr(backend, WATCHED, True)

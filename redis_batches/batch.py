@@ -179,7 +179,7 @@ class Batch:
         Args:
             request: The call.
             countdown: Seconds to wait, the task's `default_retry_delay` by default.
-            eta: When to run it instead; without a time zone it is in the app's.
+            eta: When to run it instead; without a time zone it is UTC, as in Celery.
             exc: Why.
             max_retries: Overrides the task's.
             verb: `RETRY_BATCH` if the batch as a whole failed.
@@ -195,7 +195,7 @@ class Batch:
             return False
         if countdown is None and eta is None:
             countdown = self.task.default_retry_delay
-        seconds = delay_of(self.task.app, countdown, eta)
+        seconds = delay_of(countdown, eta)
         limit = self.task.max_retries if max_retries is None else max_retries
         if limit is not None and request.retries >= limit:
             self.bury(request, exc if isinstance(exc, BaseException) else self._exhausted(request))

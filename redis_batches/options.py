@@ -65,13 +65,13 @@ def check_routed(options: Mapping[str, Any]) -> None:
             raise OptionError(name, options[name], allowed)
 
 
-def delay_of(app: Any, countdown: Any, eta: Any) -> float:
+def delay_of(countdown: Any, eta: Any) -> float:
     """Returns the seconds for which a retry waits; 0 if neither of both says a time.
 
     Args:
-        app: In whose time zone an `eta` without one is.
         countdown: Seconds, or None.
-        eta: A datetime, or its text in ISO 8601, or None; it wins.
+        eta: A datetime, or its text in ISO 8601, or None; it wins. Without a time zone it is UTC,
+            as in Celery.
 
     Raises:
         OptionError: It is no such thing.
@@ -82,7 +82,7 @@ def delay_of(app: Any, countdown: Any, eta: Any) -> float:
     if not isinstance(eta, datetime):
         _check_moment("eta", eta, "a datetime, or its text in ISO 8601")
     parsed: Any = maybe_iso8601(eta)
-    moment = maybe_make_aware(parsed, app.timezone)
+    moment = maybe_make_aware(parsed, timezone.utc)
     return max((moment - datetime.now(timezone.utc)).total_seconds(), 0.0)
 
 

@@ -11,7 +11,7 @@ from datetime import timezone
 from functools import partial
 from hashlib import blake2b
 from itertools import count
-from time import sleep
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
@@ -20,7 +20,7 @@ from celery.utils.log import get_task_logger
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu import Queue
 
-from redis_batches import messages
+from redis_batches import chords, messages
 from redis_batches.codec import Envelope, encode
 from redis_batches.committer import Committed, Lot
 from redis_batches.config import check_task_id
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 logger = get_task_logger(__name__)
 
+#: Seconds between two tries to store the body of a chord.
+BODY_PAUSE = 0.5
 #: What `send_task` passes to a producer and no request keeps: it belongs to the broker's message.
 _OF_THE_MESSAGE = {
     *("declare", "delivery_mode", "retry", "retry_policy", "timeout", "confirm_timeout"),
@@ -162,9 +164,9 @@ class Hop:
             raise PayloadTooLarge(len(data), limit)
         request = Outgoing(made.task_id, self._nonce, made.eta_ms, data)
         batch = task.running_batch(request.id)
-        if batch or self._producer or self.retry is not None:
-            caller = batch.token if batch else ""
-            pushed = push(task, made.group, [request], self.retry, caller)
+        caller = batch.token if batch else ""
+        if caller or self._producer or self.retry is not None or chords.is_body():
+            pushed = _push_body(partial(push, task, made.group, [request], self.retry, caller))
             done = Committed(pushed.statuses[0], pushed.bells)
         else:
             done = committing(task, made.group, made.priority)(request)
@@ -182,12 +184,13 @@ def nonce_of(task_id: str | None, options: Mapping[str, Any]) -> str:
 
     Args:
         task_id: The id that its caller chose, if any.
-        options: Of the call. Whoever sends the next step of a chain, a link or the body of a chord
-            names the step before: if that runs twice, after a crash, the call is the same one.
+        options: Of the call. Whoever sends the next step of a chain, or a link, names the step
+            before: if that runs twice, after a crash, the call is the same one. So is the body of a
+            chord, whoever sends it.
     """
     if task_id is None:
         return ""
-    before = options.get("parent_id")
+    before = "chord" if chords.is_body() else options.get("parent_id")
     if before is None:
         return uuid4().hex[:16]
     return blake2b(f"{before}:{task_id}".encode(), digest_size=8).hexdigest()
@@ -224,6 +227,22 @@ def push(
                 retry.errback(exc, pause)
         sleep(pause)
     raise AssertionError("unreachable")
+
+
+def _push_body(store: Callable[[], Pushed]) -> Pushed:
+    """Stores a call; the body of a chord again and again, since nobody would send it later."""
+    until = chords.deadline()
+    while True:
+        try:
+            pushed = store()
+            if pushed.statuses[0] is not Status.FULL or monotonic() >= until:
+                return pushed
+            logger.warning("the body of a chord is sent again: the backlog is full")
+        except StoreError as exc:
+            if monotonic() >= until:
+                raise
+            logger.warning("the body of a chord is sent again: %s", exc)
+        sleep(BODY_PAUSE)
 
 
 def producer_of(app: Any, options: Mapping[str, Any]) -> Any:

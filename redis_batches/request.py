@@ -196,7 +196,7 @@ class SimpleRequest:
 
         Args:
             countdown: Seconds to wait, `default_retry_delay` of the task by default.
-            eta: When to run it instead; without a time zone it is in the app's.
+            eta: When to run it instead; without a time zone it is UTC, as in Celery.
             exc: Why; what the call fails with after the task's `max_retries`.
             max_retries: Overrides the task's.
             options: Other options of `apply_async` that the call has from then on.

@@ -16,7 +16,7 @@
 -- ARGV[5]  window     int   how many finished calls are remembered
 -- ARGV[6]  well       int   1: the batch's function returned
 -- ARGV[7]  ends       int   1: the batch ends with this call
--- ARGV[8+] ids        list  of requests whose outcome was told, at most 1,000
+-- ARGV[8]  ids        text  of requests whose outcome was told, with spaces between; at most 1,000
 --
 -- Nothing is forgotten but what is named. What the run still owns when its batch ends was given
 -- back in a write that a failover lost: the lease stays then, and brings it back.
@@ -28,16 +28,19 @@ local items, batch, claims, own, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KE
 local attempts, errors, done, stats = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local now_ms, token, fence = ARGV[1], ARGV[2], ARGV[3]
 local window_ms, window = tonumber(ARGV[4]), tonumber(ARGV[5])
-local well, ends = ARGV[6] == '1', ARGV[7] == '1'
-local ids = list(ARGV, 8)
+local well, ends, ids = ARGV[6] == '1', ARGV[7] == '1', ARGV[8]
 
 local now = clock(now_ms)
+local named = {}
+for id in string.gmatch(ids, '%S+') do
+  named[#named + 1] = id
+end
 local record = redis.call('HGET', claims, token)
 local ended = redis.call('ZSCORE', done, token)
 if not is_claim(record, fence) then
   return {ended and 'already' or 'fenced'}
 end
-local owners = call_many('HMGET', own, ids)
+local owners = call_many('HMGET', own, named)
 redis.call('HLEN', items)
 local size = redis.call('LLEN', batch)
 redis.call('ZCARD', leases)
@@ -45,7 +48,7 @@ local failed_before = redis.call('HLEN', attempts) + redis.call('HLEN', errors) 
 redis.call('HLEN', stats)
 
 local mine, forgets, tombstones, forgotten_ms = {}, {}, {}, int(now + window_ms)
-for i, id in ipairs(ids) do
+for i, id in ipairs(named) do
   local owner, nonce = string.match(owners[i] or '', '^([^:]*):(.*)$')
   if owner == token and not forgets[id] then
     local count = #mine

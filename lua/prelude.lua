@@ -23,15 +23,6 @@ local function clock(now_ms)
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- The values from a place on, where `unpack` could fail.
-local function list(values, first)
-  local found = {}
-  for i = first, #values do
-    found[#found + 1] = values[i]
-  end
-  return found
-end
-
 -- Many strings as two, which a client reads several times as fast: their lengths, and all in a row.
 local function joined(strings)
   local lengths, texts = {}, {}

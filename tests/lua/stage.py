@@ -52,7 +52,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "window": 1,
         "well": 1,
         "ends": 1,
-        "ids": ["own", "own2", "own3"],
+        "ids": "own own2 own3",
     },
     "release": {
         "token": "held",

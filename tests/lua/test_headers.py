@@ -10,7 +10,7 @@ from redis_batches.scripts import PRELUDE, Script, load_scripts, load_sources
 
 SLOT = re.compile(r"^-- (KEYS|ARGV)\[(\d+)(\+?)\] +(\w+)", re.MULTILINE)
 BINDING = re.compile(r"^local ([\w, ]+) =((?:.|\n {2})+)", re.MULTILINE)
-USE = re.compile(r"(tonumber\()?(\{unpack\(|list\()?(KEYS|ARGV)(\[(\d+)\]|, (\d+)\)\}?)")
+USE = re.compile(r"(tonumber\()?(\{unpack\()?(KEYS|ARGV)(\[(\d+)\]|, (\d+)\)\}?)")
 REPLY = re.compile(r"\{'(\w+)'|\{ended and '(\w+)' or '(\w+)'\}")
 STATUSES = {"new", "again", "done", "duplicate", "full"}
 

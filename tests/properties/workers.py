@@ -174,7 +174,10 @@ class Workers:
         self.runs.remove(run)
 
     def _start(self, run: Run) -> None:
-        """The function is called."""
+        """The function is called, unless its worker stalled past its lease after the claim."""
+        if not run.lease.extend():
+            self._give_up(run)
+            return
         run.started = True
         for _, call in run.todo:
             call.runs += 1

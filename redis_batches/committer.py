@@ -7,12 +7,15 @@ and a caller is told as soon as its own request's fate is known.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, NamedTuple
 
-from redis_batches.errors import BatchesError
+from redis_batches.deadline import until
+from redis_batches.errors import BatchesError, StoreError
 from redis_batches.model import Bells, Group, Outgoing, Pushed, Status, Trigger
 from redis_batches.scripts import PUSH_BYTES, PUSH_CHUNK
 
@@ -49,11 +52,13 @@ class Committed(NamedTuple):
 class _Ticket:
     """A request and the thread or greenlet that waits for its fate."""
 
-    __slots__ = ("error", "gate", "gone", "lot", "request", "status", "unshared")
+    __slots__ = ("ends", "error", "gate", "gone", "lot", "request", "status", "unshared")
 
-    def __init__(self, lot: Lot, request: Outgoing) -> None:
+    def __init__(self, lot: Lot, request: Outgoing, ends: float) -> None:
         self.lot = lot
         self.request = request
+        #: When its caller is told at the latest.
+        self.ends = ends
         self.status: Status | None = None
         self.error: BatchesError | None = None
         #: Released when it is told its fate, or to lead; None: it never waited.
@@ -73,16 +78,26 @@ class Committer:
 
     Args:
         push: Stores up to 500 requests of a group; it may be sent twice without harm.
+        deadline: Seconds in which each caller is told, the time that it waits for others included.
     """
 
-    def __init__(self, push: Callable[[Group, Trigger, Sequence[Outgoing]], Pushed]) -> None:
+    def __init__(
+        self,
+        push: Callable[[Group, Trigger, Sequence[Outgoing]], Pushed],
+        deadline: float = math.inf,
+    ) -> None:
         self._push = push
+        self._deadline = deadline
         # Held for moments, never while anything is sent.
         self._mutex = threading.Lock()
         self._leader: _Ticket | None = None
         self._sent: list[_Ticket] = []
         self._waiting: deque[_Ticket] = deque()
         self._inside: set[int] = set()
+        #: What the last leader that had no success was told.
+        self._trouble: BatchesError = StoreError(
+            "Redis has not answered calls of other threads, so this one was not sent"
+        )
 
     def commit(self, lot: Lot, request: Outgoing) -> Committed:
         """Stores a request; returns when its own fate is known.
@@ -96,12 +111,13 @@ class Committer:
             # A signal handler or a finalizer that interrupted this very thread: it cannot wait.
             pushed = self._push(lot.group, lot.trigger, [request])
             return Committed(pushed.statuses[0], pushed.bells)
-        ticket, bells = _Ticket(lot, request), None
+        ticket, bells = _Ticket(lot, request, monotonic() + self._deadline), None
         self._inside.add(me)
         try:
             try:
                 if self._wait_for_turn(ticket):
-                    bells = self._lead(ticket)
+                    with until(ticket.ends):
+                        bells = self._lead(ticket)
             finally:
                 self._leave(ticket)
         finally:
@@ -137,6 +153,10 @@ class Committer:
                 self._drop(ticket)
                 self._sent, self._leader = [], ticket
                 return True
+            if ticket.ends < monotonic() and ticket in self._waiting:
+                self._drop(ticket)
+                ticket.error = _copy(self._trouble)
+                return True
             if ticket not in self._waiting and ticket not in self._sent:
                 self._waiting.append(ticket)
             return False
@@ -150,7 +170,7 @@ class Committer:
         try:
             pushed = self._push(ticket.lot.group, ticket.lot.trigger, [t.request for t in sent])
         except BatchesError as exc:
-            ticket.error = exc
+            ticket.error = self._trouble = exc
             for other in sent[1:]:
                 other.error = _copy(exc)
             return None
@@ -169,10 +189,13 @@ class Committer:
         if leader.unshared:
             return taken
         size, left = len(leader.request.envelope), deque[_Ticket]()
+        # A leader with little time left does not fail for those that have much.
+        latest = 2 * leader.ends - monotonic()
         for ticket in self._waiting:
             larger = size + len(ticket.request.envelope)
             fits = len(taken) + 1 < PUSH_CHUNK and larger <= PUSH_BYTES
-            if fits and ticket.lot == leader.lot and not ticket.unshared:
+            shares = ticket.lot == leader.lot and not ticket.unshared and ticket.ends <= latest
+            if fits and shares:
                 taken.append(ticket)
                 size = larger
             else:

@@ -145,7 +145,8 @@ class Settings:
         max_dead: Dead letters of one task; then the oldest goes.
         max_put_backs: How often a run may give a request back without an outcome; then it fails.
         flush_bytes: Bytes of one batch; a larger request goes alone.
-        timeout: Seconds for one connection and each reply of Redis.
+        deadline: Seconds that Redis may take for one call, with all that belongs to it.
+        timeout: Seconds for connecting, and for each reply of Redis.
         retries: How often a lost command is sent again.
     """
 
@@ -160,13 +161,14 @@ class Settings:
     max_dead: int = 10_000
     max_put_backs: int = 100
     flush_bytes: int = 16_000_000
-    timeout: float = 5.0
+    deadline: float = 10.0
+    timeout: float = 2.0
     retries: int = 3
 
     def __post_init__(self) -> None:
         """Raises OptionError for a value that is not allowed."""
         check_name("redis_batches_namespace", self.namespace)
-        for name in ("lease", "sweep_interval", "timeout"):
+        for name in ("lease", "sweep_interval", "deadline", "timeout"):
             _seconds(f"redis_batches_{name}", getattr(self, name), 24 * 3600)
         if type(self.max_put_backs) is not int or self.max_put_backs < 1:
             raise OptionError("redis_batches_max_put_backs", self.max_put_backs, "an int above 0")

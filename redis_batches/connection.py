@@ -1,25 +1,31 @@
-"""From a URL to a client of Redis or Valkey that retries and times out as this package needs.
-
-It is redis-py's, but a script's keys and fixed values are packed once, not at each call: for the
-30 arguments of a push that is a quarter of what redis-py itself takes. Another quarter is its way
-from a command to a connection, which is shorter here.
-"""
+"""From a URL to a client of Redis or Valkey that goes on, and gives up, as this package needs."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from time import monotonic
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
-from redis.backoff import ExponentialBackoff
-from redis.cluster import ClusterNode, RedisCluster
+from kombu.utils.imports import symbol_by_name
 from redis.connection import parse_url
-from redis.exceptions import BusyLoadingError, ConnectionError, ResponseError, TimeoutError
-from redis.retry import Retry
-from redis.sentinel import Sentinel
+
+from redis_batches.driver import (
+    ONCE,
+    Client,
+    Cluster,
+    Connection,
+    Patient,
+    Pool,
+    SentinelConnection,
+    SentinelPool,
+    Sentinels,
+    SentinelSSLConnection,
+    SSLConnection,
+    Terms,
+    UnixConnection,
+)
 
 #: Schemes that redis-py knows by another name. The second line is Celery's.
 _SCHEMES = {
@@ -28,113 +34,23 @@ _SCHEMES = {
     **{"redis+cluster": "redis", "rediss+cluster": "rediss"},
 }
 _CERT_REQS = {"cert_none": "none", "cert_optional": "optional", "cert_required": "required"}
-#: Seconds for which a connection is taken to be alive.
-WARM = 1.0
-#: redis-py before 5.3 wants to know for which command a connection is.
-_COMMAND = ("EVALSHA",) if redis.VERSION < (5, 3) else ()
-#: redis-py 5 lets a refused connection out as an OSError.
-_LOST = (ConnectionError, TimeoutError, BusyLoadingError, OSError)
 SCHEMES = ("redis", "rediss", "unix", *_SCHEMES)
+#: Seconds for a command, unless a setting says another number.
+DEADLINE = 10.0
+#: What a URL or Celery's options may hold that this package has its own settings for.
+_OURS = (
+    *("socket_timeout", "socket_connect_timeout", "timeout", "retry_on_timeout", "retry_on_error"),
+    *("health_check_interval", "connection_class", "max_connections", "retry"),
+    *("decode_responses", "encoding", "encoding_errors"),
+)
+_OF_SENTINELS = ("master_name", "sentinel_kwargs", "min_other_sentinels")
+#: redis-py 8 allows a hundred connections unless it is told a number.
+_ANY_NUMBER = 2**31
 
 
 def scheme_of(url: str | None) -> str:
     """Returns the scheme of a URL, or "" if it has none."""
     return urlsplit(url or "").scheme
-
-
-class Packed:
-    """Several arguments of a command in the form in which Redis reads them.
-
-    See https://redis.io/docs/latest/develop/reference/protocol-spec/.
-    """
-
-    __slots__ = ("count", "data")
-
-    def __init__(self, arguments: Iterable[bytes | str | int]) -> None:
-        parts = [_packed(argument) for argument in arguments]
-        self.count, self.data = len(parts), b"".join(parts)
-
-
-class Pool(redis.ConnectionPool):
-    """redis-py's own, with a shorter way to a connection that answered a moment ago.
-
-    redis-py asks the socket of each connection that it hands out whether the server has closed it
-    or left something unread, and books it in and out, which takes a seventh of a push.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._warm: deque[tuple[Any, float]] = deque()
-        super().__init__(*args, **kwargs)
-
-    def take(self) -> Any:
-        """Returns a connection; one that was closed a moment ago is made anew by a retry."""
-        try:
-            connection, answered = self._warm.pop()
-        except IndexError:
-            return self.get_connection(*_COMMAND)
-        if monotonic() - answered < WARM:
-            return connection
-        self.release(connection)
-        return self.get_connection(*_COMMAND)
-
-    def keep(self, connection: Any, answered: bool) -> None:
-        """Takes a connection back.
-
-        Args:
-            connection: The connection.
-            answered: Whether the reply to its last command was read. Else a signal or the end of a
-                greenlet came in between, and the next command would get that reply for its own.
-        """
-        # redis-py 5 never asks for it, so it has no such method.
-        leaves = getattr(connection, "should_reconnect", bool)()
-        if answered and not leaves:
-            self._warm.append((connection, monotonic()))
-        else:
-            connection.disconnect()
-            self.release(connection)
-
-    def reset(self) -> None:
-        """Forgets all connections, as after a fork."""
-        self._warm.clear()
-        super().reset()
-
-
-class Client(redis.Redis):
-    """A client that sends a script whose keys and fixed values were packed before."""
-
-    def run_packed(self, fixed: Packed, rest: Sequence[bytes | str | int]) -> Any:
-        """Sends EVALSHA with some arguments that were packed before, and some that were not.
-
-        As redis-py's `execute_command`, but redis-py 6 and later record each command for metrics of
-        their own, which is left out.
-        """
-        command, pool = [pack_script(fixed, rest)], cast(Pool, self.connection_pool)
-        connection, answered = pool.take(), False
-
-        def ask() -> Any:
-            connection.send_packed_command(command)
-            return connection.read_response()
-
-        try:
-            reply = connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
-            answered = True
-            return reply
-        except ResponseError:
-            answered = True
-            raise
-        finally:
-            pool.keep(connection, answered)
-
-
-def pack_script(fixed: Packed, rest: Sequence[bytes | str | int]) -> bytes:
-    """Returns the bytes of an EVALSHA."""
-    head = b"*%d\r\n$7\r\nEVALSHA\r\n%b" % (1 + fixed.count + len(rest), fixed.data)
-    return head + b"".join(map(_packed, rest))
-
-
-def _packed(argument: bytes | str | int) -> bytes:
-    data = argument if isinstance(argument, bytes) else str(argument).encode()
-    return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
 def is_redis_url(url: str | None) -> bool:
@@ -148,16 +64,18 @@ def normalize(url: str) -> str:
     query = dict(parse_qsl(parts.query))
     if parts.scheme == "redis+socket" and "virtual_host" in query:
         query["db"] = query.pop("virtual_host")
-    if "ssl_cert_reqs" in query:
-        wanted = query["ssl_cert_reqs"].lower()
-        query["ssl_cert_reqs"] = _CERT_REQS.get(wanted, wanted)
     scheme = _SCHEMES.get(parts.scheme, parts.scheme)
     tail = f"?{urlencode(query)}" if query else ""
     return f"{scheme}://{parts.netloc}{parts.path}{tail}"
 
 
 def connect(
-    url: str, timeout: float, retries: int, sentinel: Mapping[str, Any] | None = None
+    url: str,
+    timeout: float,
+    retries: int,
+    options: Mapping[str, Any] | None = None,
+    deadline: float = DEADLINE,
+    patient: bool = True,
 ) -> redis.Redis:
     """Returns a client; it connects at its first command, that of a cluster at once.
 
@@ -166,78 +84,156 @@ def connect(
     Args:
         url: One of `SCHEMES`. `redis+cluster://` and `rediss+cluster://` take several nodes,
             separated by commas; `sentinel://` URLs are separated by semicolons.
-        timeout: Seconds for a connection and for each reply.
-        retries: How often a command is sent again.
-        sentinel: For `sentinel://`: `master_name`, and perhaps `sentinel_kwargs`, as in Celery's
-            `broker_transport_options`.
+        timeout: Seconds for connecting, and for each reply.
+        retries: How often a command is sent again whose reply or connection was lost. Where
+            another server may take over, until the deadline, unless it is 0.
+        options: More options of redis-py's connections, for what the URL does not say. `ssl`: True,
+            or a mapping of `ssl_*` options. For `sentinel://`: `master_name`, and perhaps
+            `min_other_sentinels` and `sentinel_kwargs`, options for the sentinels themselves.
+        deadline: Seconds for a command with all that it takes.
+        patient: Whether to ask again while the server answers with what passes by itself.
 
     Raises:
+        ValueError: The URL or an option says what no connection understands.
         redis.exceptions.RedisError: No node of a cluster could be reached.
-        KeyError: `master_name` is missing.
     """
-    options: dict[str, Any] = {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        "retry": Retry(
-            ExponentialBackoff(cap=1.0, base=0.05),
-            retries,
-            supported_errors=_LOST,
-        ),
-    }
+    terms = Terms("", timeout, deadline, retries, patient)
     if scheme_of(url).endswith("+cluster"):
-        return _connect_to_cluster(url, options)
-    options["health_check_interval"] = 30
-    # Without it redis-py 5 retries to connect, but not what it had sent.
-    options["retry_on_error"] = list(_LOST)
-    if _SCHEMES.get(scheme_of(url), scheme_of(url)) != "unix":
-        options["socket_keepalive"] = True
+        return _connect_to_cluster(url, terms, options or {})
     if scheme_of(url) == "sentinel":
-        return _connect_by_sentinel(url, options, sentinel or {})
-    return Client.from_pool(Pool.from_url(normalize(url), **options))
+        return _connect_by_sentinel(url, terms, options or {})
+    made = _prepare({**(options or {}), **_parse(url)}, terms)
+    place = made.get("path") or _place(made.get("host", "localhost"), made.get("port", 6379))
+    return Client(Pool(**made), _at(terms, str(place)))
 
 
-def drop_connections(client: redis.Redis) -> None:
-    """Closes a client's connections: the next command asks anew who the primary is."""
-    if hasattr(client, "disconnect_connection_pools"):
-        client.disconnect_connection_pools()
-    else:
-        client.connection_pool.disconnect()
-
-
-def _connect_to_cluster(url: str, options: dict[str, Any]) -> redis.Redis:
+def _connect_to_cluster(url: str, terms: Terms, options: Mapping[str, Any]) -> redis.Redis:
     parts = urlsplit(url)
     login, _, hosts = parts.netloc.rpartition("@")
     places = [_parse(parts._replace(netloc=host).geturl()) for host in hosts.split(",")]
-    nodes = [
-        ClusterNode(place["host"], place.get("port", 6379))  # type: ignore[no-untyped-call]
-        for place in places
-    ]
+    nodes = [(place["host"], place.get("port", 6379)) for place in places]
     common = _parse(parts._replace(netloc=f"{login}@{parts.hostname}").geturl())
+    made = _prepare({**options, **common}, terms)
     for name in ("host", "port", "db"):
-        common.pop(name, None)
-    if parts.scheme == "rediss+cluster":
-        common["ssl"] = True
-    common.pop("connection_class", None)
+        made.pop(name, None)
+    terms = _at(terms, ", ".join(_place(*node) for node in nodes), fails_over=True)
+    make = partial(Cluster, terms, nodes, partial(_node_pool, made))
     # It has every command of `redis.Redis`, but not its type.
-    return cast(redis.Redis, RedisCluster(startup_nodes=nodes, **options, **common))
+    return cast(redis.Redis, Patient(terms).patiently(make))
 
 
-def _connect_by_sentinel(
-    url: str, options: dict[str, Any], sentinel: Mapping[str, Any]
-) -> redis.Redis:
+def _node_pool(options: Mapping[str, Any], **given: Any) -> Pool:
+    """Makes a pool for a node of a cluster; redis-py drops options that it does not know."""
+    return Pool(**{**given, **options})
+
+
+def _connect_by_sentinel(url: str, terms: Terms, options: Mapping[str, Any]) -> redis.Redis:
     places = [_parse(each) for each in url.split(";")]
-    asked = Sentinel(  # type: ignore[no-untyped-call]
-        [(place.get("host", "localhost"), place.get("port", 26379)) for place in places],
-        sentinel_kwargs={
-            "socket_timeout": options["socket_timeout"],
-            **(sentinel.get("sentinel_kwargs") or {}),
-        },
+    common = {**options, **places[0]}
+    name = common.get("master_name")
+    nodes = [(place.get("host", "localhost"), place.get("port", 26379)) for place in places]
+    listed = ", ".join(_place(*node) for node in nodes)
+    if not isinstance(name, str) or not name:
+        raise ValueError(
+            "set broker_transport_options = {'master_name': ...}: the sentinels at "
+            "redis_batches_url are asked for that server"
+        )
+    asked = [
+        Client(
+            Pool(**_prepare({**dict(common.get("sentinel_kwargs") or {}), **node}, terms)),
+            Terms(_place(**node), terms.timeout, terms.deadline, 0, patient=False),
+        )
+        for node in ({"host": host, "port": port} for host, port in nodes)
+    ]
+    sentinels = Sentinels(asked, int(common.get("min_other_sentinels") or 0))
+    made = _prepare(common, terms)
+    made["connection_class"] = (
+        SentinelSSLConnection if made["connection_class"] is SSLConnection else SentinelConnection
     )
-    common = {name: places[0][name] for name in ("db", "username", "password") if name in places[0]}
-    name = sentinel["master_name"]
-    primary: redis.Redis = asked.master_for(name, **options, **common)  # type: ignore[no-untyped-call]
-    return primary
+    for spare in ("host", "port"):
+        made.pop(spare, None)
+    pool = SentinelPool(name, sentinels, **made)
+    return Client(pool, _at(terms, f"{name} of the sentinels {listed}", fails_over=True))
+
+
+def _prepare(options: Mapping[str, Any], terms: Terms) -> dict[str, Any]:
+    """Returns what a pool takes, with our own timeouts and without retries of redis-py's."""
+    made = {
+        name: value
+        for name, value in options.items()
+        if name not in _OURS and name not in _OF_SENTINELS and value is not None
+    }
+    _secure(made, options)
+    provider = made.get("credential_provider")
+    if provider is not None:
+        made["credential_provider"] = _made(provider)
+        for name in ("username", "password"):
+            made.pop(name, None)
+    made["socket_timeout"] = made["socket_connect_timeout"] = terms.timeout
+    made["retry"] = ONCE
+    if "path" in made:
+        made["connection_class"] = UnixConnection
+        for name in ("host", "port", "socket_keepalive", "socket_keepalive_options"):
+            made.pop(name, None)
+    else:
+        made.setdefault("socket_keepalive", True)
+    try:
+        # Nothing is connected by it, but redis-py says what it does not know.
+        made["connection_class"](**{k: v for k, v in made.items() if k != "connection_class"})
+    except (TypeError, redis.RedisError) as exc:
+        kind = made["connection_class"].__name__
+        raise ValueError(
+            f"the URL of the server, or an option that belongs to it, says what redis-py's {kind} "
+            f"does not understand: {exc}"
+        ) from exc
+    made["max_connections"] = _ANY_NUMBER
+    return made
+
+
+def _secure(made: dict[str, Any], options: Mapping[str, Any]) -> None:
+    """Decides on TLS: the scheme, an option `ssl`, or any option of TLS ask for it."""
+    ssl = made.pop("ssl", None)
+    if isinstance(ssl, str):
+        ssl = ssl.lower() not in ("0", "f", "false", "n", "no", "")
+    if isinstance(ssl, Mapping):
+        for name, value in ssl.items():
+            made.setdefault(name, value)
+    theirs = issubclass(options.get("connection_class", Connection), redis.SSLConnection)
+    wanted = theirs or bool(ssl) or any(name.startswith("ssl_") for name in made)
+    made["connection_class"] = SSLConnection if wanted else Connection
+    if not wanted:
+        return
+    required = made.get("ssl_cert_reqs", "required")
+    if isinstance(required, str):
+        required = _CERT_REQS.get(required.lower(), required.lower())
+    made["ssl_cert_reqs"] = required
+    checks = made.get("ssl_check_hostname")
+    if isinstance(checks, str):
+        made["ssl_check_hostname"] = checks.lower() not in ("0", "f", "false", "n", "no")
+    elif checks is None:
+        # redis-py before 6 takes a certificate of any host.
+        made["ssl_check_hostname"] = required not in ("none", 0)
+
+
+def _made(provider: Any) -> Any:
+    """Returns a provider of user names and passwords, of which Celery takes the name, too."""
+    return symbol_by_name(provider)() if isinstance(provider, str) else provider
+
+
+def _at(terms: Terms, place: str, *, fails_over: bool = False) -> Terms:
+    return Terms(place, terms.timeout, terms.deadline, terms.retries, terms.patient, fails_over)
+
+
+def _place(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
 def _parse(url: str) -> dict[str, Any]:
-    return dict(parse_url(normalize(url)))  # type: ignore[no-untyped-call]
+    try:
+        return dict(parse_url(normalize(url)))  # type: ignore[no-untyped-call]
+    except ValueError:
+        # Its text may quote what was taken for a port: a part of the password.
+        raise ValueError(
+            "the URL of the server cannot be read: write / as %2F, # as %23, ? as %3F and @ as %40 "
+            "in a user name or password, and check the types of its options"
+        ) from None

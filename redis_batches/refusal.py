@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from time import monotonic, sleep
-from typing import Any, TypeVar
+from typing import Any
 
 from redis import exceptions
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from redis_batches.errors import OutOfMemory, StoreError
-
-_T = TypeVar("_T")
 
 #: redis-py has taken the word off the message of some.
 _CLASSES: dict[str, type[RedisError] | tuple[type[RedisError], ...]] = {
@@ -27,7 +23,8 @@ _CLASSES: dict[str, type[RedisError] | tuple[type[RedisError], ...]] = {
     "NOAUTH": exceptions.AuthenticationError,
 }
 #: A failover, a start, a slow script, a moving slot: over in seconds, so worth waiting for.
-_TRANSIENT = ("READONLY", "LOADING", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN")
+TRANSIENT = ("READONLY", "LOADING", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN")
+_LOST = (exceptions.ConnectionError, exceptions.TimeoutError, RedisClusterException, OSError)
 _ADVICE = {
     "READONLY": "it is a replica: point redis_batches_url to the primary",
     "LOADING": "it is still reading its data from disk",
@@ -42,10 +39,12 @@ _ADVICE = {
     "NOAUTH": "the user name or password in redis_batches_url is wrong or missing",
     "WRONGTYPE": "one of the task's keys holds something else: another program uses its name",
 }
-_WORD = re.compile(rf"\b({'|'.join((*_ADVICE, *_TRANSIENT))})\b")
+#: The attribute of an error that says which server it is about.
+_PLACE = "redis_batches_place"
+_WORD = re.compile(rf"\b({'|'.join((*_ADVICE, *TRANSIENT))})\b")
 
 
-def word_of(exc: RedisError) -> str | None:
+def word_of(exc: BaseException | None) -> str | None:
     """Returns the word with which Redis named an error, if it is one that this module knows."""
     for word, kind in _CLASSES.items():
         if isinstance(exc, kind):
@@ -55,25 +54,9 @@ def word_of(exc: RedisError) -> str | None:
     return found[1] if found else None
 
 
-def patiently(ask: Callable[[], _T], patience: float, reconnect: Callable[[], object]) -> _T:
-    """Asks again while Redis answers with what passes by itself.
-
-    Args:
-        ask: Sends the command; it may be sent twice without harm.
-        patience: Seconds to go on for.
-        reconnect: Drops connections: after a failover a name may stand for another server.
-    """
-    deadline, pause = monotonic() + patience, 0.02
-    while True:
-        try:
-            return ask()
-        except RedisError as exc:
-            if word_of(exc) not in _TRANSIENT or monotonic() + pause > deadline:
-                raise
-            if isinstance(exc, exceptions.ReadOnlyError):
-                reconnect()
-        sleep(pause)
-        pause = min(2 * pause, 0.5)
+def name_server(exc: BaseException, place: str) -> None:
+    """Notes which server an error is about, for its text."""
+    setattr(exc, _PLACE, place)
 
 
 def is_refusal(exc: BaseException) -> bool:
@@ -84,9 +67,8 @@ def is_refusal(exc: BaseException) -> bool:
 def passes_by_itself(exc: StoreError) -> bool:
     """Tells whether what was refused may be accepted if it is sent again."""
     cause = exc.__cause__
-    lost = isinstance(cause, (exceptions.ConnectionError, exceptions.TimeoutError))
-    word = word_of(cause) if isinstance(cause, RedisError) else None
-    return word in _TRANSIENT or (lost and word is None)
+    word = word_of(cause)
+    return word in TRANSIENT or (isinstance(cause, _LOST) and word is None)
 
 
 class translated:  # noqa: N801
@@ -104,16 +86,15 @@ class translated:  # noqa: N801
 
     def __exit__(self, kind: Any, exc: BaseException | None, traceback: Any) -> None:
         """Raises the package's own error for one of redis-py's."""
-        if isinstance(exc, RedisError):
+        # redis-py 5 lets a refused connection out as an OSError.
+        if isinstance(exc, (RedisError, RedisClusterException, OSError)):
             raise _translation(self._action, exc) from exc
-        if isinstance(exc, RedisClusterException):
-            text = f"the cluster could not be reached to {self._action}: {exc}"
-            raise StoreError(text) from exc
 
 
-def _translation(action: str, exc: RedisError) -> StoreError:
-    word = word_of(exc)
+def _translation(action: str, exc: BaseException) -> StoreError:
+    word, place = word_of(exc), getattr(exc, _PLACE, None)
     kind = OutOfMemory if word == "OOM" else StoreError
     verb = "refused" if isinstance(exc, ResponseError) or word else "could not be reached"
     advice = f" ({word}: {_ADVICE[word]})" if word in _ADVICE else ""
-    return kind(f"Redis {verb} to {action}: {exc}{advice}")
+    named = f"Redis at {place}" if place else "Redis"
+    return kind(f"{named} {verb} to {action}: {exc}{advice}")

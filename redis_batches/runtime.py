@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
 import redis
 from celery.exceptions import ImproperlyConfigured
 
+from redis_batches.address import address_of
 from redis_batches.committer import Committer
 from redis_batches.config import HEARTBEATS_PER_LEASE, Settings
-from redis_batches.connection import SCHEMES, connect, is_redis_url, scheme_of
+from redis_batches.connection import connect
 from redis_batches.errors import OptionError
 from redis_batches.heartbeat import Heartbeat
 from redis_batches.refusal import translated
@@ -59,7 +59,8 @@ class Runtime:
         """This process's own connection."""
         self._after_fork()
         if self._client is None:
-            self._client = self._connect(self.settings.timeout, self.settings.retries)
+            found = self.settings
+            self._client = self._connect(found.timeout, found.retries, found.deadline)
         return self._client
 
     @property
@@ -88,65 +89,42 @@ class Runtime:
         """Returns what the threads of this process share to push requests of a task."""
         self._after_fork()
         found = self._committers.get(task)
-        # Two threads may come first at once: both take the one that is kept.
-        return found or self._committers.setdefault(task, Committer(self.store(task).push))
+        if found is None:
+            made = Committer(self.store(task).push, self.settings.deadline)
+            # Two threads may come first at once: both take the one that is kept.
+            found = self._committers.setdefault(task, made)
+        return found
 
     def sweeping_store(self, task: str) -> Store:
         """Returns a store that rather gives up than keeps a worker's event loop waiting."""
         self._after_fork()
         if self._sweeping_client is None:
-            self._sweeping_client = self._connect(min(self.settings.timeout, 1.0), 0)
-        return Store(self._sweeping_client, self.settings, task, patience=0)
+            seconds = min(self.settings.timeout, 1.0)
+            self._sweeping_client = self._connect(seconds, 0, seconds, patient=False)
+        return Store(self._sweeping_client, self.settings, task)
 
     def single_try_store(self, task: str) -> Store:
         """Returns a store that sends each command once: its caller decides what happens then."""
         self._after_fork()
         if self._single_try_client is None:
-            self._single_try_client = self._connect(self.settings.timeout, 0)
-        return Store(self._single_try_client, self.settings, task, patience=0)
+            found = self.settings
+            self._single_try_client = self._connect(found.timeout, 0, found.deadline, patient=False)
+        return Store(self._single_try_client, self.settings, task)
 
     @property
     def registry(self) -> Registry:
         """The tasks of this namespace that workers serve."""
         return Registry(self.client, self.settings.namespace)
 
-    def _connect(self, timeout: float, retries: int) -> redis.Redis:
-        url, conf = self._url(), self.app.conf
-        options: dict[str, Any] = {
-            **(conf.result_backend_transport_options or {}),
-            **(conf.broker_transport_options or {}),
-        }
-        if scheme_of(url) == "sentinel" and "master_name" not in options:
-            raise ImproperlyConfigured(
-                "set broker_transport_options = {'master_name': ...}: the sentinels at "
-                "redis_batches_url are asked for that server"
-            )
-        with translated("connect"):
-            return connect(url, timeout, retries, options)
-
-    def _url(self) -> str:
-        conf = self.app.conf
-        if self.settings.url:
-            if is_redis_url(self.settings.url):
-                return self.settings.url
-            raise ImproperlyConfigured(
-                f"redis_batches_url has to start with one of {', '.join(SCHEMES)} (then ://)"
-            )
-        for setting in conf.broker_write_url, conf.result_backend:
-            for candidate in _urls(setting):
-                if is_redis_url(candidate):
-                    return candidate
-        raise ImproperlyConfigured(
-            "neither the broker nor the result backend is Redis: set redis_batches_url to the "
-            "redis:// URL of the server in which requests shall wait"
-        )
-
-
-def _urls(setting: Any) -> Iterable[str]:
-    if isinstance(setting, str):
-        # Sentinels are listed, and asked together; of several brokers, the first counts.
-        return [setting] if scheme_of(setting) == "sentinel" else setting.split(";")
-    return [url for url in setting or () if isinstance(url, str)]
+    def _connect(
+        self, timeout: float, retries: int, deadline: float, *, patient: bool = True
+    ) -> redis.Redis:
+        url, options = address_of(self.app.conf, self.settings.url)
+        try:
+            with translated("connect"):
+                return connect(url, timeout, retries, options, deadline, patient)
+        except ValueError as exc:
+            raise ImproperlyConfigured(str(exc)) from exc
 
 
 def runtime_of(app: Any) -> Runtime:

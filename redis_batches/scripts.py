@@ -17,9 +17,9 @@ from typing import Any, Protocol, TypeVar
 import redis
 from redis.exceptions import NoScriptError
 
-from redis_batches.connection import Client, Packed, drop_connections
+from redis_batches.driver import Client, Packed, drop_connections, patiently, send_once
 from redis_batches.errors import ScriptReplyError
-from redis_batches.refusal import patiently, translated
+from redis_batches.refusal import translated
 
 PRELUDE = "prelude"
 #: Values of one script call, so that none blocks the server for long: requests of push, and others;
@@ -81,19 +81,16 @@ class Script:
         self.source = f"{prelude}\n{source}"
         self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(
-        self, client: redis.Redis, keys: Resolves, *, patience: float = 0, **values: Any
-    ) -> list[Any]:
+    def __call__(self, client: redis.Redis, keys: Resolves, **values: Any) -> list[Any]:
         """Runs the script; see `BoundScript` for what it returns and raises.
 
         Args:
             client: A connection to Redis.
             keys: Knows the keys.
-            patience: Seconds to ask again for, while Redis answers with what passes by itself.
             values: One value per ARGV slot, by name.
         """
         rest: Sequence[Any] = values.pop(self.rest, ()) if self.rest else ()
-        return self.bind(keys, **values)(client, rest, patience=patience)
+        return self.bind(keys, **values)(client, rest)
 
     def bind(self, keys: Resolves, **values: Any) -> BoundScript:
         """Returns the script with all its values but the list at the end.
@@ -128,15 +125,12 @@ class BoundScript:
     def _packed(self) -> Packed:
         return Packed((self._sha, self._number_of_keys, *self._arguments))
 
-    def __call__(
-        self, client: redis.Redis, rest: Sequence[Any] = (), *, patience: float = 0
-    ) -> list[Any]:
+    def __call__(self, client: redis.Redis, rest: Sequence[Any] = ()) -> list[Any]:
         """Runs the script.
 
         Args:
             client: A connection to Redis.
             rest: The list at the end of ARGV.
-            patience: Seconds to ask again for, while Redis answers with what passes by itself.
 
         Returns:
             The reply: its first element, the word that says what happened, as text, the others as
@@ -146,21 +140,26 @@ class BoundScript:
             StoreError: Redis could not be reached, or refused.
             ScriptReplyError: The answer has no script's shape; the connection is dropped.
         """
-
-        def ask() -> Any:
-            try:
-                if type(client) is Client:
-                    return client.run_packed(self._packed, rest)
-                return client.evalsha(self._sha, self._number_of_keys, *self._arguments, *rest)
-            except NoScriptError:
-                return client.eval(self._source, self._number_of_keys, *self._arguments, *rest)
-
         with translated(self._name):
-            reply = patiently(ask, patience, partial(drop_connections, client))
+            reply = patiently(client, partial(self._send, client, rest))
         if not isinstance(reply, list) or not reply or not isinstance(reply[0], bytes):
             drop_connections(client)
             raise ScriptReplyError(f"{self._name} answered {reply!r}, which no script does")
         return [reply[0].decode(), *reply[1:]]
+
+    def _send(self, client: redis.Redis, rest: Sequence[Any]) -> Any:
+        try:
+            if type(client) is Client:
+                return client.run_packed(self._packed, rest)
+            return self._send_unpacked(client, "EVALSHA", self._sha, rest)
+        except NoScriptError:
+            return self._send_unpacked(client, "EVAL", self._source, rest)
+
+    def _send_unpacked(
+        self, client: redis.Redis, command: str, script: str, rest: Sequence[Any]
+    ) -> Any:
+        arguments = (self._number_of_keys, *self._arguments, *rest)
+        return send_once(client, command, script, *arguments)
 
 
 @cache

@@ -22,6 +22,7 @@ from redis_batches.config import (
     REVOKED_WINDOW_MS,
     Settings,
 )
+from redis_batches.driver import patiently
 from redis_batches.errors import ScriptReplyError
 from redis_batches.keys import Keys
 from redis_batches.lease import Lease
@@ -72,8 +73,6 @@ class Store:
         settings: Limits and the lease.
         task: The name of the task.
         clock: Returns the time in ms as text, or "" for the server's.
-        patience: Seconds to ask again for, while Redis answers with what passes by itself, such as
-            during a failover; by default the setting `redis_batches_timeout`.
     """
 
     def __init__(
@@ -82,14 +81,12 @@ class Store:
         settings: Settings,
         task: str,
         clock: Clock = server_time,
-        patience: float | None = None,
     ) -> None:
         self.task = task
         self.settings = settings
         self.keys = Keys(settings.namespace, task)
         self.client = client
         self._clock = clock
-        self._patience = settings.timeout if patience is None else patience
         self._scripts = load_scripts()
         # Pushes of a group differ in nothing but their requests.
         bind_push = partial(_bind_push, self._scripts["push"], self.keys)
@@ -100,7 +97,7 @@ class Store:
         found = self._scripts[script]
         rest = values.pop(found.rest, ()) if found.rest else ()
         bind = self._bind_push if script == "push" else partial(found.bind, self.keys)
-        return bind(now_ms=self._clock(), **values)(self.client, rest, patience=self._patience)
+        return bind(now_ms=self._clock(), **values)(self.client, rest)
 
     def push(
         self, group: Group, trigger: Trigger, requests: Sequence[Outgoing], caller: str = ""
@@ -358,11 +355,16 @@ class Store:
         `postponed` for a cause outside it, such as a shutdown or an outage.
         """
         key = self.keys.resolve
-        with translated("count requests"):
+
+        def count() -> list[Any]:
             pipe: Any = self.client.pipeline(transaction=False)
             for command, name in _COUNTS:
                 getattr(pipe, command)(key(name))
-            items, running, delayed, eta, dead, counters = pipe.execute()
+            counts: list[Any] = pipe.execute()
+            return counts
+
+        with translated("count requests"):
+            items, running, delayed, eta, dead, counters = patiently(self.client, count)
         counted = {text(name): value for name, value in counters.items()}
         grown = ("pushed", "acked", "claimed", "reclaimed", "dropped", "revoked")
         put_back = ("put_backs", "postponed")

@@ -59,7 +59,7 @@ def _sweeper(server: EmbeddedServer, number: int, tasks: int, interval_ms: int) 
     """Returns a sweeper with a connection and settings as a worker has them."""
     client, settings = store_at(server).client, Settings()
     trigger = Trigger(100, interval_ms)
-    stores = [Store(client, settings, f"task_{i}", patience=0) for i in range(tasks)]
+    stores = [Store(client, settings, f"task_{i}") for i in range(tasks)]
     if number == 0:
         for store in stores:
             # It is looked at, and not due before the benchmarks end.

@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 import redis
 
-from redis_batches.connection import Client, Packed, Pool, connect, pack_script
+from redis_batches.connection import connect
+from redis_batches.driver import Client, Packed, Pool, pack_script
 
 NAME = "under-test"
 
@@ -28,7 +29,7 @@ def ask(client: Client) -> Callable[[str], bytes]:
     fixed = Packed((client.script_load("return ARGV[1]"), 0))
 
     def ask(text: str) -> bytes:
-        reply: bytes = client.run_packed(fixed, [text])
+        reply: bytes = client.patiently(lambda: client.run_packed(fixed, [text]))
         return reply
 
     return ask

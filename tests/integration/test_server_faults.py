@@ -215,8 +215,8 @@ def test_a_server_that_still_reads_its_data_is_waited_for() -> None:
     # It answers once after every 1,024 commands that it has read; a new client asks several times.
     slowly = {"key-load-delay": "100", "appendfsync": "no"}
     with EmbeddedServer(appendonly=True, config=slowly) as server:
-        client = connect(server.url, SETTINGS.timeout, SETTINGS.retries)
-        store = Store(client, SETTINGS, "task", patience=30)
+        client = connect(server.url, SETTINGS.timeout, SETTINGS.retries, deadline=30)
+        store = Store(client, SETTINGS, "task")
         push(store, "a")
         with client.pipeline(transaction=False) as pipe:
             for number in range(20_000):
@@ -247,9 +247,9 @@ def test_a_replica_that_lost_its_primary_is_named(server: EmbeddedServer) -> Non
     with redis.Redis.from_url(server.url) as admin:
         admin.config_set("replica-serve-stale-data", "no")
         admin.replicaof("127.0.0.1", "1")
-        client = connect(server.url, 1, 0)
+        client = connect(server.url, 1, 0, deadline=0.3)
         with pytest.raises(StoreError, match="a replica that lost its primary"):
-            push(Store(client, SETTINGS, "task", patience=0.2), "a")
+            push(Store(client, SETTINGS, "task"), "a")
         client.close()
 
 
@@ -269,9 +269,9 @@ def test_too_few_replicas_refuse_a_push_whole(store: Store, server: EmbeddedServ
 def test_a_cluster_without_all_slots_is_waited_for_and_named() -> None:
     """CLUSTERDOWN: asked through a plain connection, as behind a proxy."""
     with EmbeddedServer(config={"cluster-enabled": "yes"}) as server:
-        client = connect(server.url, 1, 0)
+        client = connect(server.url, 1, 0, deadline=0.3)
         with pytest.raises(StoreError, match="a part of the cluster is missing"):
-            push(Store(client, SETTINGS, "task", patience=0.2), "a")
+            push(Store(client, SETTINGS, "task"), "a")
         client.close()
 
 

@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ def test_a_slot_that_never_arrives_is_an_error_with_advice(nodes: list[EmbeddedS
     """Not for ever: the caller is told what the cluster does."""
     store = store_at(cluster_url(nodes))
     push(store, "a")
-    store = Store(store.client, SETTINGS, store.task, patience=0.3)
+    client: Any = store.client
+    client.terms = replace(client.terms, deadline=0.3)
     Move(store, nodes).begin()
 
     with pytest.raises(StoreError, match="moving the slot"):

@@ -19,6 +19,7 @@ from redis_batches import (
     PayloadTooLarge,
     batched_task,
 )
+from redis_batches.address import address_of
 from redis_batches.runtime import runtime_of
 
 
@@ -172,7 +173,7 @@ def test_the_url_is_the_brokers_else_the_backends(
     """The first of them that is Redis."""
     app = Celery("urls", broker=broker, backend=backend, set_as_current=False)
 
-    assert runtime_of(app)._url() == expected
+    assert address_of(app.conf, None).url == expected
 
 
 def test_settings_come_from_an_object_with_a_namespace() -> None:

@@ -33,7 +33,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 
 from redis_batches.deadline import left, within
-from redis_batches.refusal import TRANSIENT, name_server, word_of
+from redis_batches.refusal import TRANSIENT, OutOfTime, name_server, word_of
 
 _T = TypeVar("_T")
 
@@ -161,7 +161,7 @@ class _Bounded:
     def _seconds(self) -> float:
         seconds = min(self._most, left())
         if seconds <= 0:
-            raise TimeoutError("no time was left")
+            raise OutOfTime("no time was left to wait for it")
         return float(seconds)
 
 

@@ -44,6 +44,13 @@ _PLACE = "redis_batches_place"
 _WORD = re.compile(rf"\b({'|'.join((*_ADVICE, *TRANSIENT))})\b")
 
 
+class OutOfTime(RedisError):
+    """A call has used up its time.
+
+    It is no lost connection, for which redis-py would look for a cluster's nodes again.
+    """
+
+
 def word_of(exc: BaseException | None) -> str | None:
     """Returns the word with which Redis named an error, if it is one that this module knows."""
     for word, kind in _CLASSES.items():
@@ -68,7 +75,7 @@ def passes_by_itself(exc: StoreError) -> bool:
     """Tells whether what was refused may be accepted if it is sent again."""
     cause = exc.__cause__
     word = word_of(cause)
-    return word in TRANSIENT or (isinstance(cause, _LOST) and word is None)
+    return word in TRANSIENT or (isinstance(cause, (OutOfTime, *_LOST)) and word is None)
 
 
 class translated:  # noqa: N801

@@ -30,7 +30,7 @@ SETTINGS = Settings(timeout=2, retries=3)
 @pytest.fixture
 def store(server: EmbeddedServer) -> Iterator[Store]:
     """A store with the connection that callers have."""
-    client = connect(server.url, SETTINGS.timeout, SETTINGS.retries)
+    client = connect(server.url, SETTINGS.timeout, SETTINGS.retries, deadline=3)
     yield Store(client, SETTINGS, "task")
     client.close()
 

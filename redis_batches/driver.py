@@ -33,7 +33,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 
 from redis_batches.deadline import left, within
-from redis_batches.refusal import TRANSIENT, OutOfTime, name_server, word_of
+from redis_batches.refusal import TRANSIENT, OutOfTime, name_server, root_of, word_of
 
 _T = TypeVar("_T")
 
@@ -79,7 +79,9 @@ class Terms:
         word = word_of(exc)
         if word in TRANSIENT:
             return float(min(0.02 * 2**refused, 0.5)) if self.patient else None
-        if word is not None or not isinstance(exc, _LOST):
+        # A node that refuses to name the others will not name them later, either.
+        refuses = isinstance(root_of(exc), ResponseError)
+        if word is not None or refuses or not isinstance(exc, _LOST):
             return None
         if lost < self.retries or (self.fails_over and self.retries):
             return float(min(0.1 * 2 ** min(lost, 10), 1.0))

@@ -51,8 +51,16 @@ class OutOfTime(RedisError):
     """
 
 
+def root_of(exc: BaseException | None) -> BaseException | None:
+    """Returns what the last node said that a cluster's client asked, or the error itself."""
+    while isinstance(exc, RedisClusterException) and (exc.__cause__ or exc.__context__):
+        exc = exc.__cause__ or exc.__context__
+    return exc
+
+
 def word_of(exc: BaseException | None) -> str | None:
     """Returns the word with which Redis named an error, if it is one that this module knows."""
+    exc = root_of(exc)
     for word, kind in _CLASSES.items():
         if isinstance(exc, kind):
             return word
@@ -101,7 +109,7 @@ class translated:  # noqa: N801
 def _translation(action: str, exc: BaseException) -> StoreError:
     word, place = word_of(exc), getattr(exc, _PLACE, None)
     kind = OutOfMemory if word == "OOM" else StoreError
-    verb = "refused" if isinstance(exc, ResponseError) or word else "could not be reached"
+    verb = "refused" if isinstance(root_of(exc), ResponseError) or word else "could not be reached"
     advice = f" ({word}: {_ADVICE[word]})" if word in _ADVICE else ""
     named = f"Redis at {place}" if place else "Redis"
     return kind(f"{named} {verb} to {action}: {exc}{advice}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import ssl
@@ -23,9 +24,11 @@ from redis_batches.connection import connect
 from redis_batches.embedded import EmbeddedServer, find_executable, free_port
 from redis_batches.lease import Lease
 from redis_batches.model import Group, Outgoing, Status, Trigger
+from redis_batches.registry import Registry
 from redis_batches.server import check_server
 from redis_batches.store import Store
 from tests.conftest import wait_until
+from tests.lua.test_acl import DOCUMENT, rights
 
 TRIGGER, GROUP = Trigger(3, 0), Group.of({"queue": "celery"})
 SETTINGS = Settings(timeout=5, retries=3)
@@ -111,6 +114,47 @@ def test_a_cluster_keeps_each_task_in_one_slot(nodes: list[EmbeddedServer]) -> N
 
     assert all(admin(node, "DBSIZE") for node in nodes)
     check_server(store.client)
+
+
+def allow(node: EmbeddedServer, *words: str) -> None:
+    """Gives the documented user rights."""
+    admin(node, "ACL", "SETUSER", "rb-app", *words)
+
+
+def test_the_documented_rights_are_enough_in_a_cluster(nodes: list[EmbeddedServer]) -> None:
+    """While a slot moves, too, and for what is no script."""
+    for node in nodes:
+        allow(node, *rights())
+    url = cluster_url(nodes).replace("://", "://rb-app:secret@")
+    store = store_at(url)
+    assert push(store, "a", "b") == [Status.NEW] * 2
+    move = Move(store, nodes)
+    move.begin()
+    threading.Timer(0.5, move.end).start()
+    assert push(store, "c") == [Status.NEW]
+    assert run_all(store) == ["a", "b", "c"]
+    assert store.stats()["acked"] == 3
+    Registry(store.client, SETTINGS.namespace).write("task", {})
+
+
+def test_a_cluster_needs_rights_of_its_own(nodes: list[EmbeddedServer]) -> None:
+    """The error says where to find them."""
+    for node in nodes:
+        allow(node, *rights(commands=slice(2)))
+    app = Celery(broker="memory://", set_as_current=False)
+    app.conf.redis_batches_url = cluster_url(nodes).replace("://", "://rb-app:secret@")
+    task = make_task(app)
+    with pytest.raises(StoreError, match=r"refused to connect: .* lists all that are needed"):
+        task.stats()
+
+
+def test_a_server_that_is_no_cluster_says_so(server: EmbeddedServer) -> None:
+    """At once: it will be none later, either."""
+    app = Celery(broker="memory://", set_as_current=False)
+    app.conf.redis_batches_url = server.url.replace("redis://", "redis+cluster://")
+    task = make_task(app)
+    with pytest.raises(StoreError, match=r"refused to connect: .*Cluster mode is not enabled"):
+        task.stats()
 
 
 def test_a_failover_in_a_cluster_is_waited_for(nodes: list[EmbeddedServer]) -> None:
@@ -275,6 +319,28 @@ def test_sentinels_name_the_primary_and_the_next_one(
     with redis.Redis.from_url(replica.url) as client:
         assert client.info("replication")["role"] == "master"
     assert store.stats()["waiting"] == 2
+
+
+def test_the_documented_rights_are_enough_behind_sentinels(
+    sentinel: tuple[int, EmbeddedServer, EmbeddedServer],
+) -> None:
+    """Those of the sentinels, and those of the server."""
+    port, primary, _ = sentinel
+    text = DOCUMENT.read_text()
+    (words,) = re.findall(r"it needs `(\+auth .*sentinel\|masters)`", text)
+    with redis.Redis(port=port) as client:
+        client.execute_command(
+            "ACL", "SETUSER", "asker", "on", ">own", "resetkeys", "-@all", *words.split()
+        )
+    allow(primary, *rights(commands=slice(2)))
+    store = store_at(
+        f"sentinel://rb-app:secret@127.0.0.1:{port}/0",
+        master_name="shop",
+        sentinel_kwargs={"username": "asker", "password": "own"},
+    )
+
+    assert push(store, "a") == [Status.NEW]
+    assert run_all(store) == ["a"]
 
 
 def push_if_possible(store: Store, task_id: str) -> bool:

@@ -26,19 +26,31 @@ CLIENT = {"evalsha", "eval", "ping", "hello", "auth", "select", "client|setinfo"
 OUTSIDE = {"hget", "hset", "hgetall", "hlen", "zcard", "llen", "hmget", "zrange", "lrange"}
 
 
-def rights() -> list[str]:
-    """Returns the documented ACL rules, word by word, as a shell reads them."""
+#: What redis-py sends to a cluster, and `redis_batches_wait_replicas`.
+ELSEWHERE = {"cluster|slots", "command", "asking", "wait"}
+
+
+def rights(namespace: str = "celery", commands: slice = slice(None)) -> list[str]:
+    """Returns the documented ACL rules, word by word, as a shell reads them.
+
+    Args:
+        namespace: Takes the place of the documented one.
+        commands: Which of the documented commands; the first is for everybody.
+    """
     text = DOCUMENT.read_text().replace("\\\n", " ")
-    commands = re.findall(r"^redis-cli ACL SETUSER rb-app (.*)$", text, re.MULTILINE)
-    assert len(commands) == 2
-    return [word for command in commands for word in shlex.split(command)]
+    found = re.findall(r"^redis-cli ACL SETUSER rb-app (.*)$", text, re.MULTILINE)
+    assert len(found) == 4
+    words = [word for command in found[commands] for word in shlex.split(command)]
+    return [
+        word.replace("{celery", "{" + namespace).replace(">SECRET", ">secret") for word in words
+    ]
 
 
 @pytest.fixture
-def limited(shared_url: str) -> Iterator[redis.Redis]:
+def limited(shared_url: str, namespace: str) -> Iterator[redis.Redis]:
     """A connection of a user with the documented rights."""
     with redis.Redis.from_url(shared_url) as admin:
-        words = [">secret" if word == ">SECRET" else word for word in rights()]
+        words = rights(namespace, slice(2))
         if float(".".join(admin.info("server")["redis_version"].split(".")[:2])) < 7.2:
             words.remove("+client|setinfo")
         admin.execute_command("ACL", "SETUSER", "rb-app", *words)
@@ -55,7 +67,7 @@ def test_the_rights_are_those_that_are_used() -> None:
         called |= set(re.findall(r"(?:redis\.call|call_many)\(\s*'([A-Z]+)'", source))
 
     allowed = {word[1:] for word in rights() if word.startswith("+")}
-    assert allowed == {command.lower() for command in called} | CLIENT | OUTSIDE
+    assert allowed == {command.lower() for command in called} | CLIENT | OUTSIDE | ELSEWHERE
 
 
 def test_everything_works_with_the_documented_rights(limited: redis.Redis, namespace: str) -> None:
@@ -110,3 +122,17 @@ def test_a_command_that_is_not_allowed_is_an_error_of_ours(
 
     with pytest.raises(StoreError, match="hscan"):
         inspector.repair()
+
+
+@pytest.mark.parametrize("other", ["{0}2", "other", "other/{0}", "{0}}}:x"])
+def test_another_namespace_is_out_of_reach(
+    limited: redis.Redis, namespace: str, other: str
+) -> None:
+    """Also one whose name begins with the same letters."""
+    from redis_batches import StoreError
+
+    name = other.format(namespace)
+    with pytest.raises(StoreError, match="the ACL of this user lacks a right"):
+        Store(limited, Settings(namespace=name), "task").groups()
+    with pytest.raises(StoreError, match="the ACL of this user lacks a right"):
+        Registry(limited, name).read()

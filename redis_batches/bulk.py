@@ -9,7 +9,14 @@ from celery.backends.rpc import RPCBackend
 from kombu.exceptions import EncodeError
 
 from redis_batches.doorbell import ring
-from redis_batches.errors import BacklogFull, BatchesError, OptionError, RequestError, UnusableCall
+from redis_batches.errors import (
+    BacklogFull,
+    BatchesError,
+    NotReplicated,
+    OptionError,
+    RequestError,
+    UnusableCall,
+)
 from redis_batches.lateresult import needs_no_word
 from redis_batches.model import Outgoing, Status
 from redis_batches.producer import producer_of, push
@@ -77,6 +84,7 @@ class Bulk:
             UnusableCall: One cannot become a request; nothing of its script call was stored.
             BacklogFull: Too many requests wait.
             StoreError: Redis could not be reached, or refused.
+            NotReplicated: They are stored, but not on as many replicas as a setting asks for.
         """
         try:
             for index, pair in enumerate(pairs):
@@ -138,6 +146,8 @@ class Bulk:
                 parent.add_trail(result)
         if refused:
             raise BacklogFull(task.name, runtime.settings.max_pending, refused)
+        if pushed.missing:
+            raise NotReplicated(task.name, pushed.missing)
 
 
 def _checked(args: Any, kwargs: Any = None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -43,16 +43,18 @@ class Committed(NamedTuple):
     Attributes:
         status: What the script said of it.
         bells: The flush signal, for the caller that led; None for the others.
+        missing: How many of the replicas that were waited for do not have it.
     """
 
     status: Status
     bells: Bells | None
+    missing: int = 0
 
 
 class _Ticket:
     """A request and the thread or greenlet that waits for its fate."""
 
-    __slots__ = ("ends", "error", "gate", "gone", "lot", "request", "status", "unshared")
+    __slots__ = ("ends", "error", "gate", "gone", "lot", "missing", "request", "status", "unshared")
 
     def __init__(self, lot: Lot, request: Outgoing, ends: float) -> None:
         self.lot = lot
@@ -60,6 +62,7 @@ class _Ticket:
         #: When its caller is told at the latest.
         self.ends = ends
         self.status: Status | None = None
+        self.missing = 0
         self.error: BatchesError | None = None
         #: Released when it is told its fate, or to lead; None: it never waited.
         self.gate: Any = None
@@ -110,7 +113,7 @@ class Committer:
         if me in self._inside:
             # A signal handler or a finalizer that interrupted this very thread: it cannot wait.
             pushed = self._push(lot.group, lot.trigger, [request])
-            return Committed(pushed.statuses[0], pushed.bells)
+            return Committed(pushed.statuses[0], pushed.bells, pushed.missing)
         ticket, bells = _Ticket(lot, request, monotonic() + self._deadline), None
         self._inside.add(me)
         try:
@@ -127,7 +130,7 @@ class Committer:
         if ticket.error is not None:
             raise ticket.error
         assert ticket.status is not None
-        return Committed(ticket.status, bells)
+        return Committed(ticket.status, bells, ticket.missing)
 
     def _wait_for_turn(self, ticket: _Ticket) -> bool:
         """Returns whether the ticket leads; else it has been told its fate."""
@@ -180,6 +183,7 @@ class Committer:
                 other.unshared = True
             raise
         for other, status in zip(sent, pushed.statuses, strict=True):
+            other.missing = pushed.missing
             other.status = status
         return pushed.bells
 

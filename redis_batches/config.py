@@ -29,6 +29,8 @@ REVOKED_IDS = 50_000
 #: The longest delay of a retry.
 MAX_DELAY_MS = MAX_FLUSH_INTERVAL * 1000
 
+#: Settings that are numbers of something, 0 or more.
+_COUNTED = ("max_payload", "max_pending", "max_dead", "flush_bytes", "retries", "wait_replicas")
 _TASK_OPTIONS = ("flush_every", "flush_interval")
 _TASK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -148,6 +150,7 @@ class Settings:
         deadline: Seconds that Redis may take for one call, with all that belongs to it.
         timeout: Seconds for connecting, and for each reply of Redis.
         retries: How often a lost command is sent again.
+        wait_replicas: Replicas that must have a call before its caller goes on.
     """
 
     url: str | None = None
@@ -164,6 +167,7 @@ class Settings:
     deadline: float = 10.0
     timeout: float = 2.0
     retries: int = 3
+    wait_replicas: int = 0
 
     def __post_init__(self) -> None:
         """Raises OptionError for a value that is not allowed."""
@@ -172,7 +176,7 @@ class Settings:
             _seconds(f"redis_batches_{name}", getattr(self, name), 24 * 3600)
         if type(self.max_put_backs) is not int or self.max_put_backs < 1:
             raise OptionError("redis_batches_max_put_backs", self.max_put_backs, "an int above 0")
-        for name in ("max_payload", "max_pending", "max_dead", "flush_bytes", "retries"):
+        for name in _COUNTED:
             value = getattr(self, name)
             if type(value) is not int or value < 0:
                 raise OptionError(f"redis_batches_{name}", value, "an int that is not negative")

@@ -42,7 +42,7 @@ WARM = 1.0
 #: redis-py before 5.3 wants to know for which command a connection is.
 _COMMAND = ("EVALSHA",) if redis.VERSION < (5, 3) else ()
 #: redis-py 5 lets a refused connection out as an OSError.
-_LOST = (ConnectionError, TimeoutError, OSError, RedisClusterException)
+LOST = (ConnectionError, TimeoutError, OSError, RedisClusterException)
 #: Lets redis-py close a connection that failed, and do no more.
 ONCE = Retry(NoBackoff(), 0, supported_errors=(ConnectionError, TimeoutError, OSError))
 
@@ -81,7 +81,7 @@ class Terms:
             return float(min(0.02 * 2**refused, 0.5)) if self.patient else None
         # A node that refuses to name the others will not name them later, either.
         refuses = isinstance(root_of(exc), ResponseError)
-        if word is not None or refuses or not isinstance(exc, _LOST):
+        if word is not None or refuses or not isinstance(exc, LOST):
             return None
         if lost < self.retries or (self.fails_over and self.retries):
             return float(min(0.1 * 2 ** min(lost, 10), 1.0))
@@ -343,6 +343,13 @@ class Cluster(Patient, RedisCluster):
     def once(self, *args: Any, **options: Any) -> Any:
         """Sends a command once, and again where a node redirects it to."""
         return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    def node_of(self, key: str) -> redis.Redis:
+        """Returns a client of the node that has a key; it follows no redirection."""
+        found = self.get_node_from_key(key)  # type: ignore[no-untyped-call]
+        if found is None:
+            raise RedisClusterException("no node has the slot")
+        return self.get_redis_connection(found)
 
     def forget_idle(self) -> None:
         """Closes connections that nobody uses."""

@@ -130,6 +130,27 @@ class UnusableCall(RequestError):
         self.stored = stored
 
 
+class NotReplicated(BatchesError):
+    """Calls are stored, but fewer replicas than `redis_batches_wait_replicas` have them.
+
+    They run, unless their server is lost before its replicas are in step. Do not call again: they
+    would run twice. So this is no `OperationalError`, for which many programs do.
+
+    Attributes:
+        missing: How many replicas did not answer within `redis_batches_deadline`.
+    """
+
+    def __init__(self, task: str, missing: int) -> None:
+        self._say(
+            f"the call of {task} is stored and will run, but {missing} of the replicas that "
+            "redis_batches_wait_replicas asks for did not get it in time: do not call again, "
+            "and look at the replicas (INFO replication)",
+            task,
+            missing,
+        )
+        self.missing = missing
+
+
 class DuplicateTaskId(RequestError):
     """A request with this `task_id` is already waiting or running; that one is kept."""
 

@@ -93,10 +93,12 @@ class Pushed(NamedTuple):
     Attributes:
         bells: The flush signal: doorbells to ring, `count` 0 for none.
         statuses: One per request, in order.
+        missing: How many of the replicas that were waited for have not told that they have it.
     """
 
     bells: Bells
     statuses: tuple[Status, ...]
+    missing: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,13 @@ from redis_batches.codec import Envelope, encode
 from redis_batches.committer import Committed, Lot
 from redis_batches.config import check_task_id
 from redis_batches.doorbell import ring
-from redis_batches.errors import BacklogFull, DuplicateTaskId, PayloadTooLarge, StoreError
+from redis_batches.errors import (
+    BacklogFull,
+    DuplicateTaskId,
+    NotReplicated,
+    PayloadTooLarge,
+    StoreError,
+)
 from redis_batches.model import Group, Outgoing, Pushed, Status
 from redis_batches.options import PublishRetry, check_routed
 from redis_batches.refusal import passes_by_itself
@@ -137,6 +143,7 @@ class Hop:
             DuplicateTaskId: Another call with this id waits or runs.
             BacklogFull: Too many requests wait.
             StoreError: Redis could not be reached, or refused.
+            NotReplicated: It is stored, but not on as many replicas as a setting asks for.
         """
         if isinstance(body, dict):
             headers, body = messages.from_protocol_1(body, headers)
@@ -167,7 +174,7 @@ class Hop:
         caller = batch.token if batch else ""
         if caller or self._producer or self.retry is not None or chords.is_body():
             pushed = _push_body(partial(push, task, made.group, [request], self.retry, caller))
-            done = Committed(pushed.statuses[0], pushed.bells)
+            done = Committed(pushed.statuses[0], pushed.bells, pushed.missing)
         else:
             done = committing(task, made.group, made.priority)(request)
         if batch and done.status not in (Status.FULL, Status.DUPLICATE):
@@ -274,6 +281,8 @@ def finish(
         raise BacklogFull(task.name, limit, [task_id])
     if done.status is Status.DUPLICATE:
         raise DuplicateTaskId(task_id)
+    if done.missing:
+        raise NotReplicated(task.name, done.missing)
 
 
 class SentEvents:

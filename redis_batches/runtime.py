@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -54,6 +55,11 @@ class Runtime:
         except OptionError as exc:
             raise ImproperlyConfigured(str(exc)) from exc
 
+    @cached_property
+    def _alone(self) -> Settings:
+        """The settings, for what keeps an event loop waiting and so waits for no replica."""
+        return replace(self.settings, wait_replicas=0)
+
     @property
     def client(self) -> redis.Redis:
         """This process's own connection."""
@@ -101,7 +107,7 @@ class Runtime:
         if self._sweeping_client is None:
             seconds = min(self.settings.timeout, 1.0)
             self._sweeping_client = self._connect(seconds, 0, seconds, patient=False)
-        return Store(self._sweeping_client, self.settings, task)
+        return Store(self._sweeping_client, self._alone, task)
 
     def single_try_store(self, task: str) -> Store:
         """Returns a store that sends each command once: its caller decides what happens then."""

@@ -17,9 +17,17 @@ from typing import Any, Protocol, TypeVar
 import redis
 from redis.exceptions import NoScriptError
 
-from redis_batches.driver import Client, Packed, drop_connections, patiently, send_once
+from redis_batches.deadline import left
+from redis_batches.driver import (
+    Client,
+    Packed,
+    drop_connections,
+    patiently,
+    send_once,
+)
 from redis_batches.errors import ScriptReplyError
 from redis_batches.refusal import translated
+from redis_batches.replication import LEAST, send_and_wait
 
 PRELUDE = "prelude"
 #: Values of one script call, so that none blocks the server for long: requests of push, and others;
@@ -141,7 +149,42 @@ class BoundScript:
             ScriptReplyError: The answer has no script's shape; the connection is dropped.
         """
         with translated(self._name):
-            reply = patiently(client, partial(self._send, client, rest))
+            return self._read(client, patiently(client, partial(self._send, client, rest)))
+
+    def replicated(
+        self, client: redis.Redis, rest: Sequence[Any], replicas: int, key: str
+    ) -> list[Any]:
+        """Runs the script, and waits until replicas have what it wrote, now or before.
+
+        Args:
+            client: A connection to Redis.
+            rest: The list at the end of ARGV.
+            replicas: How many have to have it.
+            key: Of a hash with counters, in the slot of the script's keys.
+
+        Returns:
+            The reply, as of a plain call, and how many replicas are missing when the time is up.
+        """
+        arguments = (self._number_of_keys, *self._arguments, *rest)
+        by_hash, by_text = (
+            ("EVALSHA", self._sha, *arguments),
+            ("EVAL", self._source, *arguments),
+        )
+
+        def ask() -> tuple[Any, int]:
+            try:
+                reply, copies = send_and_wait(client, key, by_hash, replicas)
+            except NoScriptError:
+                reply, copies = send_and_wait(client, key, by_text, replicas)
+            while copies < replicas and left() > LEAST:
+                _, copies = send_and_wait(client, key, (), replicas)
+            return reply, copies
+
+        with translated(self._name):
+            reply, copies = patiently(client, ask)
+            return [*self._read(client, reply), max(replicas - copies, 0)]
+
+    def _read(self, client: redis.Redis, reply: Any) -> list[Any]:
         if not isinstance(reply, list) or not reply or not isinstance(reply[0], bytes):
             drop_connections(client)
             raise ScriptReplyError(f"{self._name} answered {reply!r}, which no script does")

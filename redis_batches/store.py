@@ -93,11 +93,18 @@ class Store:
         self._bind_push = lru_cache(maxsize=64)(bind_push)
 
     def run(self, script: str, **values: Any) -> list[Any]:
-        """Runs one script with this task's keys and the clock."""
+        """Runs one script with this task's keys and the clock.
+
+        That of push is followed by the number of replicas that miss it, if there should be some.
+        """
         found = self._scripts[script]
         rest = values.pop(found.rest, ()) if found.rest else ()
         bind = self._bind_push if script == "push" else partial(found.bind, self.keys)
-        return bind(now_ms=self._clock(), **values)(self.client, rest)
+        bound: BoundScript = bind(now_ms=self._clock(), **values)
+        if script == "push" and self.settings.wait_replicas:
+            key = self.keys.resolve("stats")
+            return bound.replicated(self.client, rest, self.settings.wait_replicas, key)
+        return bound(self.client, rest)
 
     def push(
         self, group: Group, trigger: Trigger, requests: Sequence[Outgoing], caller: str = ""
@@ -128,7 +135,8 @@ class Store:
             raise ScriptReplyError(f"push answered {reply!r}")
         _, signals, now_ms, *statuses = words
         bells = Bells(group.id, group.route, int(signals), int(now_ms))
-        return Pushed(bells, tuple([_STATUSES[status] for status in statuses]))
+        missing = sum(reply[1:])
+        return Pushed(bells, tuple([_STATUSES[status] for status in statuses]), missing)
 
     def claim(
         self,

@@ -131,10 +131,20 @@ class Lease:
             rung.append(Bells(self.group, self.bells.route, reply[2], 0))
         return rung
 
-    def extend(self) -> bool:
-        """Keeps the lease; returns False, and sets `lost` or `overdue`, if it cannot be kept."""
-        lease_ms, asked = round(self._store.settings.lease * 1000), monotonic()
-        reply = self._store.run("extend", token=self.token, fence=self.fence, lease_ms=lease_ms)
+    @property
+    def task(self) -> str:
+        """The name of the task."""
+        return self._store.task
+
+    def extend(self, through: Store | None = None) -> bool:
+        """Keeps the lease; returns False, and sets `lost` or `overdue`, if it cannot be kept.
+
+        Args:
+            through: The store of a thread with connections of its own; default: the lease's.
+        """
+        store = through or self._store
+        lease_ms, asked = round(store.settings.lease * 1000), monotonic()
+        reply = store.run("extend", token=self.token, fence=self.fence, lease_ms=lease_ms)
         self.lost, self.overdue = reply[0] == "lost", reply[0] == "overdue"
         if reply[0] != "extended":
             return False

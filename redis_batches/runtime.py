@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -74,7 +75,8 @@ class Runtime:
         """Keeps the leases of this process."""
         self._after_fork()
         if self._heartbeat is None:
-            self._heartbeat = Heartbeat(self.settings.lease / HEARTBEATS_PER_LEASE)
+            interval = self.settings.lease / HEARTBEATS_PER_LEASE
+            self._heartbeat = Heartbeat(interval, self._stores_of_one_thread())
         return self._heartbeat
 
     def _after_fork(self) -> None:
@@ -116,6 +118,18 @@ class Runtime:
             found = self.settings
             self._single_try_client = self._connect(found.timeout, 0, found.deadline, patient=False)
         return Store(self._single_try_client, self.settings, task)
+
+    def _stores_of_one_thread(self) -> Callable[[str], Store]:
+        """Returns what makes a task's store on a connection of the thread that calls it first."""
+        clients: list[redis.Redis] = []
+
+        def store_of(task: str) -> Store:
+            if not clients:
+                found = self.settings
+                clients.append(self._connect(found.timeout, found.retries, found.deadline))
+            return Store(clients[0], self.settings, task)
+
+        return store_of
 
     @property
     def registry(self) -> Registry:

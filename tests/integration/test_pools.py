@@ -11,7 +11,7 @@ from tests.integration.ledger import ledger
 from tests.integration.processes import Cluster
 
 
-@pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])
+@pytest.mark.parametrize("pool", ["threads", "solo", "gevent", "eventlet"])
 def test_a_lease_is_kept_for_as_long_as_the_function_runs(
     cluster: Cluster, shop: Any, pool: str
 ) -> None:
@@ -27,3 +27,20 @@ def test_a_lease_is_kept_for_as_long_as_the_function_runs(
     assert (stats["acked"], stats["claimed"], stats["reclaimed"]) == (4, 1, 0)
     assert "was lost" not in cluster.started[0].output()
     other.wait_for("ready.")
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_a_lease_is_kept_though_no_greenlet_runs(cluster: Cluster, shop: Any, pool: str) -> None:
+    """The function computes for longer than its lease, while another worker sweeps."""
+    env = {"TEST_LEASE": "2", "TEST_SLOW": "6"}
+    cluster.worker("-P", pool, **env)
+    results = [shop.compute.delay(number) for number in range(4)]
+    wait_until(ledger, description="it runs")
+    other = cluster.worker(**env)
+
+    assert [result.get(timeout=30) for result in results] == ["attempt 1"] * 4
+    assert [len(run["ids"]) for run in ledger()] == [4]
+    stats = wait_until(lambda: (s := shop.compute.stats())["acked"] and s, description="acked")
+    assert (stats["acked"], stats["claimed"], stats["reclaimed"]) == (4, 1, 0)
+    assert "died: it runs again" not in other.output()
+    assert "the lease on batch" not in cluster.started[0].output()

@@ -93,6 +93,16 @@ def slow(requests: list[SimpleRequest]) -> list[str]:
     return [f"attempt {request.attempt}" for request in requests]
 
 
+@batched_task(flush_every=4, flush_interval=0.5, app=app)
+def compute(requests: list[SimpleRequest]) -> list[str]:
+    """Computes for some seconds without a pause, so that no greenlet of its process runs."""
+    record(requests)
+    until = time.monotonic() + float(os.environ.get("TEST_SLOW", "3"))
+    while time.monotonic() < until:
+        sum(range(1000))
+    return [f"attempt {request.attempt}" for request in requests]
+
+
 if deaf_until := float(os.environ.get("TEST_DEAF_UNTIL", "0")):
     publish = doorbell._publish
 

@@ -7,18 +7,21 @@ up by a task's name holds for it: queue, acks_late, time limits, rate limit, ann
 from __future__ import annotations
 
 import json
+import threading
 from hashlib import blake2b
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.utils.log import get_task_logger
+from celery.utils.log import get_logger
 from kombu import Exchange, Message, Queue
 from kombu.serialization import dumps
 
 from redis_batches.model import Bells
+from redis_batches.runtime import runtime_of
 
-logger = get_task_logger(__name__)
+logger = get_logger(__name__)
 
 MARKER = "redis_batches"
 #: What a worker's main process adds to the marker: whether the run may go on with the next batch.
@@ -26,6 +29,8 @@ GOES_ON = "goes_on"
 #: And this: whether the worker's pool ends a run at its time limit.
 ENFORCED = "enforced"
 ERRBACK = "redis_batches.on_batch_lost"
+#: Seconds after which no further doorbell of several is tried.
+DEADLINE = 5.0
 
 
 def new_token(hostname: str) -> str:
@@ -51,28 +56,75 @@ def ring(
     producer: Any = None,
     force: bool = False,
 ) -> None:
-    """Publishes doorbells; a broker that is down is logged, because a sweep rings again.
+    """Publishes doorbells, in bounded time; what cannot be published is left to the next sweep.
+
+    The main thread of a worker, which is its event loop, does not even wait for that: there a
+    thread publishes them.
 
     Args:
         app: The app whose broker is used.
         task: The name of the batch task.
         bells: For which group, where, and how many.
         priority: The message priority of the call that caused it.
-        producer: A kombu producer to publish with, or None for one of the app's pool.
+        producer: A kombu producer to publish with, as it is, or None for one with bounds.
         force: Whether what waits is claimed though it is not due.
     """
     if not bells.count:
         return
+    ringer = runtime_of(app).ringer
+    if producer is None and ringer and threading.current_thread() is threading.main_thread():
+        post(app, task, bells, priority=priority, force=force)
+    else:
+        ring_now(app, task, bells, priority=priority, producer=producer, force=force)
+
+
+def post(
+    app: Any, task: str, bells: Bells, *, priority: int | None = None, force: bool = False
+) -> None:
+    """Has doorbells published by the thread of a worker that does that; as `ring`."""
+    ringer = runtime_of(app).ringer
+    if bells.count and not (ringer and ringer.post(task, bells, priority, force)):
+        _give_up(app, task, "too many doorbells wait for the broker")
+
+
+def ring_now(
+    app: Any,
+    task: str,
+    bells: Bells,
+    *,
+    priority: int | None = None,
+    producer: Any = None,
+    force: bool = False,
+) -> None:
+    """Publishes doorbells in this thread; as `ring`."""
+
+    def send(channel: Any) -> None:
+        _publish(app, channel, task, bells, priority, force)
+
+    until = monotonic() + DEADLINE
     try:
-        with app.producer_or_acquire(producer) as channel:
-            # The call is stored: its caller does not wait long for a broker that is down.
-            channel.connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
-            for _ in range(bells.count):
-                _publish(app, channel, task, bells, priority, force)
+        if producer is not None:
+            producer.connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
+        for _ in range(bells.count):
+            if monotonic() > until:
+                raise TimeoutError(f"the broker took more than {DEADLINE:.0f} s")
+            if producer is not None:
+                send(producer)
+            else:
+                runtime_of(app).publisher.publish(send)
     except SoftTimeLimitExceeded:
         raise
     except Exception as exc:
-        logger.warning("cannot ring for %s, the next sweep will: %r", task, exc)
+        _give_up(app, task, exc)
+
+
+def _give_up(app: Any, task: str, why: object) -> None:
+    if runtime_of(app).quiet.may_say("ring"):
+        logger.warning(
+            "cannot ring for %s, the next sweep will; more of the next minute is not logged: %s",
+            task,
+            why,
+        )
 
 
 def local_message(app: Any, task: str, group: str) -> Message:

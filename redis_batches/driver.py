@@ -33,6 +33,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 
 from redis_batches.deadline import left, within
+from redis_batches.outage import Breaker
 from redis_batches.refusal import TRANSIENT, OutOfTime, name_server, root_of, word_of
 
 _T = TypeVar("_T")
@@ -95,6 +96,9 @@ class Patient:
         terms: How long it goes on.
     """
 
+    #: Whether the server answers at all, for who must not wait for that; see `guard`.
+    breaker: Breaker | None = None
+
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
 
@@ -104,6 +108,12 @@ class Patient:
         Args:
             ask: Sends a command once; a second time does no harm.
         """
+        if self.breaker is None:
+            return self._patiently(ask)
+        with self.breaker.attempt():
+            return self._patiently(ask)
+
+    def _patiently(self, ask: Callable[[], _T]) -> _T:
         terms, lost, refused = self.terms, 0, 0
         before: Exception | None = None
         with within(terms.deadline):
@@ -373,6 +383,12 @@ class Sentinels(Sentinel):
 def patiently(client: Any, ask: Callable[[], _T]) -> _T:
     """Asks as the client's terms say; once if it is none of ours."""
     return client.patiently(ask) if isinstance(client, Patient) else ask()
+
+
+def guard(client: Any, breaker: Breaker) -> None:
+    """Lets a client's commands fail at once while the server is known not to answer."""
+    if isinstance(client, Patient):
+        client.breaker = breaker
 
 
 def send_once(client: Any, *command: Any) -> Any:

@@ -55,6 +55,17 @@ class OutOfMemory(StoreError):
     """Redis is at its `maxmemory` and refuses what needs more: raise it, or drain the backlog."""
 
 
+class Unanswered(StoreError):
+    """A server that did not answer a moment ago is not asked again yet."""
+
+    def __init__(self, server: str, seconds: float) -> None:
+        self._say(
+            f"{server} did not answer a moment ago; it is asked again in {seconds:.1f} s",
+            server,
+            seconds,
+        )
+
+
 class ScriptReplyError(BatchesError):
     """A script answered in a shape that no script of this version has."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from redis import exceptions
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
-from redis_batches.errors import OutOfMemory, StoreError
+from redis_batches.errors import OutOfMemory, StoreError, Unanswered
 
 #: redis-py has taken the word off the message of some.
 _CLASSES: dict[str, type[RedisError] | tuple[type[RedisError], ...]] = {
@@ -81,6 +81,8 @@ def is_refusal(exc: BaseException) -> bool:
 
 def passes_by_itself(exc: StoreError) -> bool:
     """Tells whether what was refused may be accepted if it is sent again."""
+    if isinstance(exc, Unanswered):
+        return True
     cause = exc.__cause__
     word = word_of(cause)
     return word in TRANSIENT or (isinstance(cause, (OutOfTime, *_LOST)) and word is None)

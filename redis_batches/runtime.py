@@ -16,11 +16,22 @@ from redis_batches.address import address_of
 from redis_batches.committer import Committer
 from redis_batches.config import HEARTBEATS_PER_LEASE, Settings
 from redis_batches.connection import connect
+from redis_batches.driver import guard
 from redis_batches.errors import OptionError
 from redis_batches.heartbeat import Heartbeat
+from redis_batches.model import Bells
+from redis_batches.outage import Breaker, Quiet
+from redis_batches.publisher import Publisher
 from redis_batches.refusal import translated
 from redis_batches.registry import Registry
+from redis_batches.ringer import Cause, Ringer
+from redis_batches.server import check_server
 from redis_batches.store import Store
+
+#: Seconds for which an event loop waits for Redis, at most.
+MOMENT = 1.0
+#: What forks have left behind.
+_inherited: list[Any] = []
 
 
 class Runtime:
@@ -38,11 +49,16 @@ class Runtime:
         self.enforced_limits: frozenset[str] = frozenset()
         self._pid = 0
         self._client: redis.Redis | None = None
-        self._sweeping_client: redis.Redis | None = None
         self._single_try_client: redis.Redis | None = None
+        self._breakers: dict[str, Breaker] = {}
+        self._guarded: dict[str, redis.Redis] = {}
+        self._publisher: Publisher | None = None
+        self._ringer: Ringer | None = None
         self._heartbeat: Heartbeat | None = None
         self._stores: dict[str, Store] = {}
         self._committers: dict[str, Committer] = {}
+        #: Says when what passes by itself may be logged again.
+        self.quiet = Quiet()
 
     @cached_property
     def settings(self) -> Settings:
@@ -83,8 +99,12 @@ class Runtime:
         """Drops what a fork inherited: sockets that are another's, threads that do not run."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._client, self._sweeping_client, self._single_try_client = None, None, None
-            self._heartbeat, self._stores, self._committers = None, {}, {}
+            self._client, self._single_try_client, self._heartbeat = None, None, None
+            self._stores, self._committers, self._breakers, self._guarded = {}, {}, {}, {}
+            if self._publisher is not None:
+                # Kept, because the end of its connections would end those of the parent.
+                _inherited.append(self._publisher)
+            self._publisher, self._ringer = None, None
 
     def store(self, task: str) -> Store:
         """Returns the store of a task."""
@@ -105,11 +125,27 @@ class Runtime:
 
     def sweeping_store(self, task: str) -> Store:
         """Returns a store that rather gives up than keeps a worker's event loop waiting."""
+        return Store(self._guard("loop"), self._alone, task)
+
+    def sweepers_store(self, task: str) -> Store:
+        """Returns a store for who sweeps beside an event loop: it soon tries again."""
+        return Store(self._guard("sweeper"), self._alone, task)
+
+    def _guard(self, role: str) -> redis.Redis:
+        """Returns a client that sends once, waits for a moment, and fails at once in an outage."""
         self._after_fork()
-        if self._sweeping_client is None:
-            seconds = min(self.settings.timeout, 1.0)
-            self._sweeping_client = self._connect(seconds, 0, seconds, patient=False)
-        return Store(self._sweeping_client, self._alone, task)
+        if not self._breakers:
+            slow = min(self.settings.timeout, MOMENT) / 2
+            loop = Breaker("Redis", slow=slow, pause=5.0, longest=30.0)
+            sweeper = Breaker("Redis", slow=slow, pause=1.0, longest=1.0, followers=(loop,))
+            self._breakers = {"loop": loop, "sweeper": sweeper}
+        if role not in self._guarded:
+            seconds, breaker = min(self.settings.timeout, MOMENT), self._breakers[role]
+            with breaker.attempt():
+                client = self._connect(seconds, 0, seconds, patient=False)
+            guard(client, breaker)
+            self._guarded[role] = client
+        return self._guarded[role]
 
     def single_try_store(self, task: str) -> Store:
         """Returns a store that sends each command once: its caller decides what happens then."""
@@ -134,7 +170,32 @@ class Runtime:
     @property
     def registry(self) -> Registry:
         """The tasks of this namespace that workers serve."""
-        return Registry(self.client, self.settings.namespace)
+        return Registry(self._guard("sweeper"), self.settings.namespace)
+
+    def check_server(self) -> None:
+        """Looks at the server in the event loop of a worker; see `server.check_server`."""
+        check_server(self._guard("loop"))
+
+    @property
+    def publisher(self) -> Publisher:
+        """Publishes the doorbells of this process."""
+        self._after_fork()
+        if self._publisher is None:
+            self._publisher = Publisher(self.app)
+        return self._publisher
+
+    @property
+    def ringer(self) -> Ringer | None:
+        """Rings for the event loop of a worker; None: this process is no worker's main process."""
+        self._after_fork()
+        return self._ringer
+
+    def start_ringer(self, ring: Callable[[str, Bells, Cause], None]) -> Ringer:
+        """Returns what rings beside the event loop of a worker; see `Ringer`."""
+        self._after_fork()
+        if self._ringer is None:
+            self._ringer = Ringer(ring)
+        return self._ringer
 
     def _connect(
         self, timeout: float, retries: int, deadline: float, *, patient: bool = True

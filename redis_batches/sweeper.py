@@ -8,8 +8,10 @@ from functools import partial
 from logging import getLogger
 
 from redis_batches.config import MIN_INTERVAL_MS
-from redis_batches.errors import BatchesError
+from redis_batches.errors import BatchesError, StoreError
 from redis_batches.model import Bells, Swept, Trigger
+from redis_batches.outage import Quiet
+from redis_batches.refusal import passes_by_itself
 from redis_batches.store import SWEEP_LIMIT, Store
 
 logger = getLogger(__name__)
@@ -39,6 +41,7 @@ class Sweeper:
         interval: Seconds between two ticks, at most.
         name: Tells this sweeper from others: one of them leads per task, the others stand by.
             "" sweeps at every tick, whoever leads.
+        quiet: Says when an error may be logged again.
     """
 
     def __init__(
@@ -47,11 +50,13 @@ class Sweeper:
         ring: Callable[[str, Bells], None],
         interval: float,
         name: str = "",
+        quiet: Quiet | None = None,
     ) -> None:
         self.served = served
         self.interval = interval
         self._ring = ring
         self._name = name
+        self._quiet = quiet or Quiet()
         self._greeted: set[str] = set()
 
     def tick(self) -> float:
@@ -65,7 +70,7 @@ class Sweeper:
         try:
             wait = self._sweep(served, greet)
         except BatchesError as exc:
-            logger.warning("cannot sweep %s: %s", task, exc)
+            self._warn("sweep", task, exc)
             return self.interval
         self._greeted.add(task)
         return wait
@@ -113,4 +118,11 @@ class Sweeper:
         try:
             self._ring(task, serve())
         except BatchesError as exc:
-            logger.warning("cannot serve a part of %s: %s", task, exc)
+            self._warn("serve a part of", task, exc)
+
+    def _warn(self, what: str, task: str, exc: BatchesError) -> None:
+        """Logs what cannot be done; all that one outage causes is one line a minute."""
+        outage = isinstance(exc, StoreError) and passes_by_itself(exc)
+        if self._quiet.may_say("outage" if outage else f"{what} {task}"):
+            others = " (other tasks neither; said once a minute)" if outage else ""
+            logger.warning("cannot %s %s: %s%s", what, task, exc, others)

@@ -7,9 +7,12 @@ thread that opened it, so a thread needs connections of its own.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from time import monotonic
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 
 def are_greenlets() -> bool:
@@ -50,3 +53,53 @@ def _patcher() -> Any:
     if eventlet is not None and eventlet.is_monkey_patched("thread"):
         return eventlet
     return None
+
+
+class Unforked:
+    """A block during which this process rather does not fork: a fork waits for it, for a moment.
+
+    A child has none of its parent's threads, but the locks that they held when it was made; kombu
+    and Celery have some that parent and child share. What a thread waits for longer than a moment
+    is a server's answer, and then it holds none of those.
+    """
+
+    #: Seconds for which a fork waits, at most.
+    MOMENT = 0.2
+    _all: ClassVar[WeakSet[Unforked]] = WeakSet()
+    _held: ClassVar[list[Any]] = []
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        Unforked._all.add(self)
+
+    def __enter__(self) -> None:
+        """Begins the block."""
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        """Ends it."""
+        self._lock.release()
+
+    @classmethod
+    def _before_fork(cls) -> None:
+        until = monotonic() + cls.MOMENT
+        for guard in list(cls._all):
+            if guard._lock.acquire(timeout=max(until - monotonic(), 0)):
+                cls._held.append(guard._lock)
+
+    @classmethod
+    def _after_fork(cls) -> None:
+        while cls._held:
+            cls._held.pop().release()
+
+    @classmethod
+    def _in_child(cls) -> None:
+        cls._after_fork()
+        cls._all.clear()
+
+
+os.register_at_fork(
+    before=Unforked._before_fork,
+    after_in_parent=Unforked._after_fork,
+    after_in_child=Unforked._in_child,
+)

@@ -1,13 +1,15 @@
 """What a worker and beat do besides running batches: they sweep.
 
-Beat sends the task `redis_batches.sweep`; each worker has a sweeper of its own in its event loop.
-Any of them is enough, and several do no harm.
+Beat sends the task `redis_batches.sweep`; each worker has a sweeper of its own, in a thread, so
+that its event loop waits neither for Redis nor for the broker. Any of them is enough, and several
+do no harm.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -18,15 +20,25 @@ from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_task_logger
 from celery.worker.request import Request
 
-from redis_batches.doorbell import ENFORCED, ERRBACK, GOES_ON, MARKER, is_token_of, ring
-from redis_batches.errors import BatchesError, StoreError
+from redis_batches import threads
+from redis_batches.doorbell import (
+    ENFORCED,
+    ERRBACK,
+    GOES_ON,
+    MARKER,
+    is_token_of,
+    post,
+    ring,
+    ring_now,
+)
+from redis_batches.errors import BatchesError, StoreError, UnsupportedServer
 from redis_batches.following import is_limited, limits_of
-from redis_batches.model import Bells, Trigger
+from redis_batches.model import Bells
 from redis_batches.pacing import PacedSweeper
 from redis_batches.producer import usual_destination
+from redis_batches.ringer import Cause
 from redis_batches.runner import RUNNING, Runner
 from redis_batches.runtime import runtime_of
-from redis_batches.server import check_server
 from redis_batches.sweeper import Served, Sweeper
 
 if TYPE_CHECKING:
@@ -51,7 +63,8 @@ class SweepTask(Task):  # type: ignore[type-arg]
         """Sweeps."""
         runtime_of(self.app).registry.open()
         registered = registered_tasks(self.app)
-        Sweeper(lambda: registered, ringer(self.app), MAX_PERIOD).tick()
+        quiet = runtime_of(self.app).quiet
+        Sweeper(lambda: registered, partial(ring, self.app), MAX_PERIOD, quiet=quiet).tick()
 
     def apply_async(self, *args: Any, **options: Any) -> Any:
         """Sends the sweep to a queue that a worker of batch tasks consumes.
@@ -90,52 +103,68 @@ class DoorbellRequest(Request):
 
 
 class SweeperStep(bootsteps.StartStopStep):
-    """Sweeps in the worker's event loop, for the batch tasks of its app."""
+    """Sweeps beside the worker's event loop, for the batch tasks of its app."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
-        self._entry: Any = None
-        self._sweeper: PacedSweeper | None = None
+        self._sweeping: Sweeping | None = None
         super().__init__(consumer, **kwargs)
 
     def start(self, consumer: Any) -> None:
         """Starts at every connection to the broker, also after a lost one."""
-        settings = runtime_of(consumer.app).settings
-        _greet(consumer.app)
-        runtime = runtime_of(consumer.app)
+        app, runtime = consumer.app, runtime_of(consumer.app)
+        greeted = _greet(app)
         runtime.limits_runs = limits_of(consumer.controller)
         runtime.enforced_limits = enforced_limits(consumer.pool)
-        warn_of_time_limits(batch_tasks(consumer.app), runtime.enforced_limits)
-        if not settings.worker_sweeper:
+        warn_of_time_limits(batch_tasks(app), runtime.enforced_limits)
+        runtime.start_ringer(partial(_ring_for_loop, app))
+        if not runtime.settings.worker_sweeper:
             return
-        name = f"{consumer.hostname}:{uuid4().hex[:8]}"
-        served = partial(_own_tasks, consumer.app)
-        sweeper = Sweeper(served, ringer(consumer.app), settings.sweep_interval, name)
-        self._sweeper = PacedSweeper(sweeper, monotonic)
-        self._schedule(consumer, 0.0)
+        tick = paced_sweeper(app, consumer.hostname).tick
+        self._sweeping = Sweeping(tick, None if greeted else partial(_greet_late, app))
 
     def stop(self, consumer: Any) -> None:
         """Stops until the next start."""
-        self._sweeper = None
-        if self._entry is not None:
-            # Under gevent a dead greenlet is falsy, so `if entry` would leave a timer running.
-            getattr(self._entry, "entry", self._entry).cancel()
-            self._entry = None
+        if self._sweeping is not None:
+            self._sweeping.stop()
+            self._sweeping = None
 
-    def _schedule(self, consumer: Any, seconds: float) -> None:
-        self._entry = consumer.timer.call_after(seconds, self._tick, (consumer, self._sweeper))
 
-    def _tick(self, consumer: Any, sweeper: PacedSweeper) -> None:
-        if sweeper is not self._sweeper:
-            return
-        try:
-            wait = sweeper.tick()
-        except Exception:
-            logger.exception("a sweep failed; the next one is in a second")
-            wait = MIN_PERIOD
-        if sweeper is self._sweeper:
-            self._schedule(consumer, wait)
+class Sweeping:
+    """A thread that sweeps until it is told to stop, and then ends when it can.
+
+    Args:
+        tick: Sweeps; returns seconds until the next tick.
+        greet: What could not be done at the worker's start, if anything: done first, until it
+            returns True.
+    """
+
+    def __init__(self, tick: Callable[[], float], greet: Callable[[], bool] | None = None) -> None:
+        self._tick, self._greet = tick, greet
+        self._guard = threads.Unforked()
+        self._stopped = threading.Event()
+        thread = threading.Thread(target=self._run, name="redis_batches-sweeper", daemon=True)
+        thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread, after the command that it may be waiting for."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        wait = 0.0
+        while not self._stopped.wait(wait):
+            try:
+                with self._guard:
+                    wait = self._look()
+            except Exception:
+                logger.exception("a sweep failed; the next one is in a second")
+                wait = MIN_PERIOD
+
+    def _look(self) -> float:
+        if self._greet is not None and self._greet():
+            self._greet = None
+        return self._tick()
 
 
 def install(app: Any, task: type[Batches]) -> None:
@@ -211,13 +240,17 @@ def errback(app: Any) -> Any:
     return on_batch_lost
 
 
-def ringer(app: Any) -> Any:
-    """Returns what a sweeper rings with."""
-
-    def ring_for(task: str, bells: Bells) -> None:
-        ring(app, task, bells)
-
-    return ring_for
+def paced_sweeper(app: Any, hostname: str) -> PacedSweeper:
+    """Returns the sweeper of a worker, whose doorbells are rung by another thread."""
+    runtime = runtime_of(app)
+    sweeper = Sweeper(
+        partial(_own_tasks, app),
+        partial(post, app),
+        runtime.settings.sweep_interval,
+        f"{hostname}:{uuid4().hex[:8]}",
+        runtime.quiet,
+    )
+    return PacedSweeper(sweeper, monotonic)
 
 
 def batch_tasks(app: Any) -> list[Batches]:
@@ -228,35 +261,47 @@ def batch_tasks(app: Any) -> list[Batches]:
 def registered_tasks(app: Any) -> list[Served]:
     """Returns every batch task of the namespace, with its options as its workers wrote them."""
     runtime = runtime_of(app)
-    return [
-        Served(runtime.store(name), Trigger(options["flush_every"], options["interval_ms"]))
-        for name, options in runtime.registry.read().items()
-    ]
+    triggers = runtime.registry.read()
+    return [Served(runtime.sweepers_store(name), trigger) for name, trigger in triggers.items()]
 
 
 def _own_tasks(app: Any) -> Iterable[Served]:
-    store = runtime_of(app).sweeping_store
+    store = runtime_of(app).sweepers_store
     return [Served(store(task.name), task.trigger) for task in batch_tasks(app)]
 
 
-def _greet(app: Any) -> None:
+def _ring_for_loop(app: Any, task: str, bells: Bells, cause: Cause) -> None:
+    ring_now(app, task, bells, priority=cause.priority, force=cause.force)
+
+
+def _greet(app: Any) -> bool:
     """Looks at the server, and writes down what this worker serves for any sweeper.
+
+    Returns:
+        Whether Redis could be reached.
 
     Raises:
         UnsupportedServer: Requests would be lost there, so the worker must not start.
     """
     runtime = runtime_of(app)
     try:
-        check_server(runtime.client)
+        runtime.check_server()
         runtime.registry.open()
-        for task in batch_tasks(app):
-            trigger = task.trigger
-            runtime.registry.write(
-                task.name,
-                {"flush_every": trigger.flush_every, "interval_ms": trigger.interval_ms},
-            )
+        runtime.registry.write({task.name: task.trigger for task in batch_tasks(app)})
     except StoreError as exc:
-        logger.warning("cannot register the batch tasks: %s", exc)
+        if runtime.quiet.may_say("greet"):
+            logger.warning("cannot register the batch tasks yet: %s", exc)
+        return False
+    return True
+
+
+def _greet_late(app: Any) -> bool:
+    """Greets a server that could not be reached at the worker's start."""
+    try:
+        return _greet(app)
+    except UnsupportedServer as exc:
+        logger.critical("this worker must not go on: %s", exc)
+        return True
 
 
 def _sweep_queue(app: Any) -> Any:

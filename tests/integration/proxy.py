@@ -1,4 +1,4 @@
-"""A TCP proxy before a server that loses replies on demand."""
+"""A TCP proxy before a server that loses replies, or falls silent, on demand."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ class LossyProxy:
 
     Args:
         port: The server's port on 127.0.0.1.
+
+    Attributes:
+        silent: Whether it accepts connections and bytes, and passes nothing on.
     """
 
     def __init__(self, port: int) -> None:
@@ -21,6 +24,7 @@ class LossyProxy:
         self._lock = threading.Lock()
         self.eat = 0
         self.half = False
+        self.silent = False
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -68,7 +72,8 @@ class LossyProxy:
                     if self.half:
                         sink.sendall(data[: len(data) // 2])
                     break
-                sink.sendall(data)
+                if not self.silent:
+                    sink.sendall(data)
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

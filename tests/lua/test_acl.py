@@ -105,8 +105,8 @@ def test_everything_works_with_the_documented_rights(limited: redis.Redis, names
     assert store.waiting(group.id)
     inspector.check_ledger()
     registry = Registry(limited, namespace)
-    registry.write("task", {})
-    assert registry.read() == {"task": {}}
+    registry.write({"task": Trigger(10, 1000)})
+    assert registry.read() == {"task": Trigger(10, 1000)}
     assert registry.knock()
     registry.open()
 

@@ -20,6 +20,7 @@ MADE: list[errors.BatchesError] = [
     errors.UnsupportedServer("why"),
     errors.StoreError("why"),
     errors.OutOfMemory("why"),
+    errors.Unanswered("Redis", 2.5),
     errors.ScriptReplyError("why"),
     errors.OptionError("flush_every", ODD, "an int"),
     errors.UnknownOption("flush_evry", "flush_every"),

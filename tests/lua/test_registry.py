@@ -1,0 +1,94 @@
+"""The tasks of a namespace, as their workers wrote them down, and as anybody may have."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import redis
+
+from redis_batches import registry as module
+from redis_batches.keys import NamespaceKeys
+from redis_batches.model import Trigger
+from redis_batches.outage import Quiet
+from redis_batches.registry import Registry
+
+pytestmark = pytest.mark.usefixtures("stray_keys")
+
+GOOD = {"flush_every": 10, "interval_ms": 1000}
+ODD = [
+    b"",
+    b"{",
+    b"\xff",
+    b"[" * 100_000,
+    b"null",
+    b"7",
+    b'"text"',
+    b"[1, 2]",
+    b"{}",
+    *(
+        json.dumps({**GOOD, name: value}).encode()
+        for name in GOOD
+        for value in (None, True, "10", 1.5, -1, 10**12, [], {}, float("nan"))
+    ),
+    b'{"flush_every": 0, "interval_ms": 1000}',
+]
+
+
+@pytest.fixture
+def registry(client: redis.Redis, namespace: str) -> Registry:
+    """The registry of an empty namespace."""
+    return Registry(client, namespace)
+
+
+@pytest.fixture
+def key(namespace: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the tasks are; nothing was said of them yet."""
+    monkeypatch.setattr(module, "QUIET", Quiet())
+    return NamespaceKeys(namespace).resolve("tasks")
+
+
+def test_what_is_written_is_read(registry: Registry) -> None:
+    """Each task with its own trigger; a later worker's options count."""
+    registry.write({})
+    assert registry.read() == {}
+    registry.write({"one": Trigger(10, 0), "other": Trigger(1, 604_800_000)})
+    registry.write({"other": Trigger(10_000, 50)})
+    assert registry.read() == {"one": Trigger(10, 0), "other": Trigger(10_000, 50)}
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd)[:50])
+def test_an_odd_entry_costs_only_itself(
+    client: redis.Redis,
+    registry: Registry,
+    key: str,
+    odd: bytes,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is named once, with what to do."""
+    registry.write({"sound": Trigger(10, 1000)})
+    client.hset(key, "odd.task", odd)  # type: ignore[arg-type]
+
+    assert registry.read() == {"sound": Trigger(10, 1000)}
+    assert registry.read() == {"sound": Trigger(10, 1000)}
+    (line,) = caplog.records
+    assert line.levelno == logging.ERROR
+    text = line.getMessage()
+    assert "odd.task" in text
+    assert "HDEL it there" in text
+    assert key in text
+    assert len(text) < 600
+
+
+def test_an_odd_name_costs_only_itself(client: redis.Redis, registry: Registry, key: str) -> None:
+    """No task can have it."""
+    registry.write({"sound": Trigger(10, 1000)})
+    client.hset(key, b"\xff\xfe", json.dumps(GOOD))  # type: ignore[arg-type]
+    assert registry.read() == {"sound": Trigger(10, 1000)}
+
+
+def test_a_newer_worker_may_write_more(client: redis.Redis, registry: Registry, key: str) -> None:
+    """As in a rolling deploy."""
+    client.hset(key, "newer", json.dumps({**GOOD, "more": [1]}))
+    assert registry.read() == {"newer": Trigger(10, 1000)}

@@ -19,11 +19,18 @@ from celery.utils.log import get_task_logger
 from redis_batches import completion
 from redis_batches.codec import UnknownEnvelope
 from redis_batches.config import HEARTBEATS_PER_LEASE
-from redis_batches.endings import VERDICTS, failure_of, shown
-from redis_batches.errors import LeaseLost, ResultCountError, ResultKeyError, ResultTypeError
+from redis_batches.endings import VERDICTS, failure_of, is_exception, shown
+from redis_batches.errors import (
+    LeaseLost,
+    OptionError,
+    ResultCountError,
+    ResultKeyError,
+    ResultTypeError,
+    StoreError,
+)
 from redis_batches.lease import Lease
 from redis_batches.model import Bells, Outcome, Verb
-from redis_batches.options import delay_of
+from redis_batches.options import check_call, delay_of
 from redis_batches.request import SimpleRequest
 from redis_batches.results import CHUNK, again
 
@@ -45,13 +52,17 @@ UNKNOWN_DELAY_MS = 5000
 running: dict[str, Batch] = {}
 
 
+#: What a retry says by itself, so that its options may not.
+_OF_A_RETRY = ("task_id", "retries", "args", "kwargs")
+
+
 class Fate(Enum):
     """What became of a request that its batch does not give back."""
 
-    #: Its outcome was told: it is forgotten.
-    TOLD = "told"
-    #: A call with its id took it over.
-    CALLED_AGAIN = "called again"
+    #: Its outcome was told, or it is to have none: it is forgotten.
+    FORGOTTEN = "forgotten"
+    #: It is not this batch's any more: a call with its id took it over, or it was reclaimed.
+    ELSEWHERE = "elsewhere"
 
 
 class Batch:
@@ -84,8 +95,10 @@ class Batch:
         self._plans: dict[tuple[type, int], dict[str, Any] | None] = {}
         self._ending = False
         self.patience = TELL_PATIENCE
-        #: The error with which the result backend kept refusing for all of the patience.
+        #: The error of a server that kept an outcome from being told.
         self.outage: Exception | None = None
+        #: Whether the function was called.
+        self.called = False
         self.add(requests)
 
     def add(self, requests: Iterable[SimpleRequest]) -> None:
@@ -129,8 +142,12 @@ class Batch:
         """Settles one request with a result; one that cannot be serialized fails it."""
         self._tell(request, value, lambda: self._tell_success(request, value, store))
 
-    def fail(self, request: SimpleRequest, exc: BaseException) -> None:
-        """Settles one request with an exception."""
+    def fail(self, request: SimpleRequest, exc: object) -> None:
+        """Settles one request with an exception.
+
+        Raises:
+            TypeError: It is none.
+        """
         failure = failure_of(exc)
         self._tell(request, failure, lambda: self._tell_failure(request, failure))
 
@@ -172,7 +189,7 @@ class Batch:
         exc: BaseException | None = None,
         max_retries: int | None = None,
         verb: Verb = Verb.RETRY,
-        **options: Any,
+        options: Mapping[str, Any] | None = None,
     ) -> bool:
         """Lets one request run again later; one that has no tries left is a dead letter.
 
@@ -189,10 +206,12 @@ class Batch:
             Whether it will run again.
 
         Raises:
-            OptionError: `countdown` or `eta` is no time; nothing was told.
+            OptionError: `countdown` or `eta` is no time, or another option has no meaning for a
+                retry; nothing was told.
         """
         if request.id in self._decided:
             return False
+        _check_retry(self.task, options or {})
         if countdown is None and eta is None:
             countdown = self.task.default_retry_delay
         seconds = delay_of(countdown, eta)
@@ -216,25 +235,27 @@ class Batch:
             self._tell(request, reason, lambda: self.patiently(tell), outcome)
         return True
 
-    def _call_again(self, request: SimpleRequest, seconds: float, options: dict[str, Any]) -> None:
+    def _call_again(
+        self, request: SimpleRequest, seconds: float, options: Mapping[str, Any]
+    ) -> None:
         """Calls the task with a request's id, arguments and what hangs on it: that is its retry."""
         context: Any = request.context
-        again = {"countdown": seconds or None, "retries": request.retries + 1, **options}
-        with self._running([request.id]), completion.as_current(self.task, context):
-            self.task.signature_from_request(context, **again).apply_async()
+        changed = {"countdown": seconds or None, "retries": request.retries + 1, **options}
+        with self._found_by([request.id]), completion.as_current(self.task, context):
+            self.task.signature_from_request(context, **changed).apply_async()
 
-    def decide(self, request: SimpleRequest, exc: BaseException, verb: Verb = Verb.RETRY) -> bool:
+    def decide(self, request: SimpleRequest, exc: Any, verb: Verb = Verb.RETRY) -> bool:
         """Does for one request what Celery does for a task that raises an exception.
 
         Returns:
             Whether it will run again.
         """
         if isinstance(exc, Ignore):
-            self._decided[request.id] = Fate.TOLD
+            self._decided[request.id] = Fate.FORGOTTEN
             self.values[request.id] = exc
             return False
         if isinstance(exc, Reject):
-            requeue: bool = vars(exc)["requeue"]
+            requeue = bool(getattr(exc, "requeue", False))
             if requeue and self.lease is not None:
                 self.put_back(request, shown(exc))
             else:
@@ -246,9 +267,11 @@ class Batch:
         if plan is None:
             self.fail(request, exc)
             return False
-        return self.retry(request, exc=exc, verb=verb, **plan)
+        own = {name: plan[name] for name in plan.keys() & {"countdown", "eta", "max_retries"}}
+        options = {name: plan[name] for name in plan.keys() - own.keys()}
+        return self.retry(request, exc=exc, verb=verb, options=options, **own)
 
-    def _plan(self, request: SimpleRequest, exc: BaseException) -> dict[str, Any] | None:
+    def _plan(self, request: SimpleRequest, exc: Any) -> dict[str, Any] | None:
         """Returns how a failure is retried, if at all.
 
         Those that failed together wait together: jitter must not scatter a batch.
@@ -283,7 +306,7 @@ class Batch:
 
     def requeued(self, task_id: str) -> None:
         """Notes that the function called the task again with the id of one of its requests."""
-        self._decided[task_id] = Fate.CALLED_AGAIN
+        self._decided[task_id] = Fate.ELSEWHERE
 
     def replace(self, request: SimpleRequest, sig: Any) -> None:
         """Calls something else in the place of a request, with its id and what hangs on it."""
@@ -293,10 +316,14 @@ class Batch:
         if self.lease is None:
             self.succeed(request, Task.replace(task, sig))
             return
-        with completion.as_current(task, request.context), suppress(Ignore):
-            Task.replace(task, sig)
-        # If it is a call of this very task, that has taken the id over.
-        self._decided.setdefault(request.id, Fate.TOLD)
+
+        def send() -> bool:
+            with completion.as_current(task, request.context), suppress(Ignore):
+                Task.replace(task, sig)
+            # No state of this request is stored, so nothing would tell a second run.
+            return False
+
+        self._tell(request, None, send)
 
     def add_to_chord(self, request: SimpleRequest, sig: Any, lazy: bool) -> Any:
         """Adds a call to the chord that a request is a part of."""
@@ -304,13 +331,14 @@ class Batch:
         add: Any = Task.add_to_chord
         if self.lease is None:
             return add(task, sig, lazy)
+        self.confirm()
         with completion.as_current(task, request.context):
             return add(task, sig, lazy)
 
     def leave_out(self, settled: Sequence[SimpleRequest]) -> None:
         """Takes out requests whose outcome is told already."""
         for request in settled:
-            self._decided[request.id] = Fate.TOLD
+            self._decided[request.id] = Fate.FORGOTTEN
         if settled:
             self.show_undecided()
 
@@ -360,7 +388,7 @@ class Batch:
         self._tell_together([(r, results.get(r.id)) for r in self.undecided], store=store)
         for request in self.undecided:
             result = results.get(request.id)
-            if isinstance(result, BaseException):
+            if is_exception(result):
                 self._decide_or_fail(request, result, Verb.RETRY)
             else:
                 self.succeed(request, result, store=store)
@@ -383,7 +411,7 @@ class Batch:
         for request in self.undecided:
             self.fail(request, exc)
 
-    def _decide_or_fail(self, request: SimpleRequest, exc: BaseException, verb: Verb) -> bool:
+    def _decide_or_fail(self, request: SimpleRequest, exc: Any, verb: Verb) -> bool:
         """Decides one request; what cannot be done with it, such as a retry, fails it alone."""
         try:
             return self.decide(request, exc, verb)
@@ -409,7 +437,7 @@ class Batch:
         rest = {task_id: d for task_id, d in self._decided.items() if task_id not in self._saved}
         given_back = [each for each in rest.values() if isinstance(each, Outcome)]
         bells = self.lease.release(given_back) if given_back else []
-        told = [task_id for task_id, each in rest.items() if each is Fate.TOLD]
+        told = [task_id for task_id, each in rest.items() if each is Fate.FORGOTTEN]
         if told or ends:
             self.lease.ack(told, ends=ends, well=well)
         self._saved.update(rest)
@@ -422,11 +450,12 @@ class Batch:
             well: Whether the function returned.
         """
         self.put_back_rest(Verb.PUT_BACK, 0, "its run left it undecided")
-        if well:
-            self._log_outcomes()
         for request in self._known.values():
             request.batch = None
-        return self.save(ends=True, well=well)
+        bells = self.save(ends=True, well=well)
+        if well:
+            self._log_outcomes()
+        return bells
 
     def put_back_rest(self, verb: Verb, delay_ms: int, reason: str) -> None:
         """Lets everything that was claimed and has no outcome run again.
@@ -440,20 +469,33 @@ class Batch:
             if claimed.id not in self._decided:
                 self._decided[claimed.id] = Outcome(claimed.id, verb, delay_ms, reason)
 
-    @contextmanager
-    def running(self) -> Iterator[list[SimpleRequest]]:
-        """Lets whoever names one of the requests find this batch; yields them, in a fresh list."""
-        with self._running([request.id for request in self.requests]):
-            yield list(self.requests)
+    def abandon_rest(self) -> None:
+        """Notes that what has no outcome was taken back from this run."""
+        for task_id in self._known:
+            self._decided.setdefault(task_id, Fate.ELSEWHERE)
+
+    def call(self, function: Callable[[list[SimpleRequest]], _T]) -> _T:
+        """Calls a function with the requests, in a list of its own."""
+        self.called = True
+        with self._found_by([request.id for request in self.requests]):
+            return function(list(self.requests))
 
     @contextmanager
-    def _running(self, ids: Sequence[str]) -> Iterator[None]:
+    def _found_by(self, ids: Sequence[str]) -> Iterator[None]:
+        """Lets whoever names one of some requests find this batch."""
+        before = {task_id: running.get(task_id) for task_id in ids}
         running.update(dict.fromkeys(ids, self))
         try:
             yield
         finally:
-            for task_id in ids:
-                running.pop(task_id, None)
+            for task_id, other in before.items():
+                # A newer run of the request, in another thread, may be found by now.
+                if running.get(task_id) is not self:
+                    continue
+                if other is None:
+                    del running[task_id]
+                else:
+                    running[task_id] = other
 
     def _log_outcomes(self) -> None:
         """Says which failed or retry; of a batch that raised, Celery logs the exception."""
@@ -510,11 +552,21 @@ class Batch:
             self.confirm()
             stored = tell()
         self.values[request.id] = value
-        self._decided[request.id] = outcome or Fate.TOLD
-        if self.lease is not None and not stored and not outcome and not self._ending:
-            # Nothing else would tell a second run.
+        # A call with its id may have taken it over meanwhile.
+        fate = self._decided.setdefault(request.id, outcome or Fate.FORGOTTEN)
+        if fate is Fate.FORGOTTEN and not stored and not self._ending:
+            self._forget(request)
+
+    def _forget(self, request: SimpleRequest) -> None:
+        """Forgets a request at once, of whose outcome nothing else would tell a second run."""
+        if self.lease is None:
+            return
+        try:
             self.lease.ack([request.id])
             self._saved.add(request.id)
+        except StoreError as exc:
+            # It goes with the others when the batch ends.
+            logger.warning("cannot forget a request of batch %s yet: %s", self.token, exc)
 
     def _tell_together(
         self,
@@ -533,7 +585,7 @@ class Batch:
         if self.lease is None:
             return
         rest = [
-            (request, failure_of(value) if isinstance(value, BaseException) else value)
+            (request, failure_of(value) if is_exception(value) else value)
             for request, value in outcomes
             if completion.is_plain(request) and (final or self._is_final(request, value))
         ]
@@ -549,15 +601,15 @@ class Batch:
             values = {request.id: value for request, value in chunk}
             for request in told:
                 self.values[request.id] = values[request.id]
-                self._decided[request.id] = Fate.TOLD
+                self._decided[request.id] = Fate.FORGOTTEN
             # Large ones go out in parts; if none did, they can only be told one by one.
             left = [pair for pair in chunk if pair[0].id not in self._decided] if told else []
             rest = left + rest[CHUNK:]
 
     def _is_final(self, request: SimpleRequest, value: Any) -> bool:
-        if isinstance(value, VERDICTS):
-            return False
-        return not isinstance(value, BaseException) or self._plan(request, value) is None
+        if not is_exception(value):
+            return True
+        return not isinstance(value, VERDICTS) and self._plan(request, value) is None
 
     def _try_together(
         self, outcomes: Sequence[tuple[SimpleRequest, Any]], store: bool
@@ -569,11 +621,18 @@ class Batch:
     def _tell_success(self, request: SimpleRequest, value: Any, store: bool) -> bool:
         """Goes on and stores; a result that can never be stored fails its request instead."""
         task = self.task
+
+        def tell() -> bool:
+            try:
+                return completion.tell_success(task, request, value, self.confirm, store=store)
+            except Exception as exc:
+                if store and completion.is_transient(task, exc):
+                    completion.check_value(task, value)
+                raise
+
         try:
             self.patiently(lambda: completion.go_on(task, request, value))
-            return self.patiently(
-                lambda: completion.tell_success(task, request, value, self.confirm, store=store)
-            )
+            return self.patiently(tell)
         except Exception as exc:
             if self._may_pass(exc):
                 raise
@@ -621,12 +680,24 @@ class Batch:
         old = lease.age > self.task.lease / HEARTBEATS_PER_LEASE
         # Past its deadline a lease is not kept any more, but not lost before it ends.
         if (old or anew) and not lease.lost:
-            lease.extend()
+            try:
+                lease.extend()
+            except StoreError as exc:
+                self.outage = exc
+                raise
         if lease.lost:
             raise LeaseLost(
                 f"the lease on batch {self.token} of {self.task.name} ended while its function ran:"
                 " another worker runs its requests, and nothing of this run counts"
             )
+
+
+def _check_retry(task: Batches, options: Mapping[str, Any]) -> None:
+    """Raises OptionError for an option that a retry cannot have."""
+    for name in _OF_A_RETRY:
+        if name in options:
+            raise OptionError(name, options[name], "left out: a retry has that of its request")
+    check_call(task, options)
 
 
 def time_of(reason: Retry) -> dict[str, Any]:

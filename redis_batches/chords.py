@@ -7,11 +7,14 @@ again, and under a name of its own, so that a second sender sends the same call.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import wraps
+from inspect import signature
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery._state import get_current_task
 
@@ -20,31 +23,55 @@ PATIENCE = 30.0
 #: The task that sends the body with a result backend that does not count parts.
 _UNLOCK = "celery.chord_unlock"
 
-#: Until when; None: no part of a chord is counted.
-_until: ContextVar[float | None] = ContextVar("redis_batches_body_until", default=None)
+
+class _Counting(NamedTuple):
+    """A part of a chord is counted."""
+
+    group: str
+    until: float
+
+
+_counting: ContextVar[_Counting | None] = ContextVar("redis_batches_counting", default=None)
+#: The process and thread that must not wait: a worker's event loop.
+_loop: tuple[int, int] | None = None
+
+
+def never_wait_here() -> None:
+    """Says that this thread is an event loop: what it sends is sent once."""
+    global _loop
+    _loop = (os.getpid(), threading.get_ident())
 
 
 def counting(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps what a result backend does when a part of a chord has ended."""
+    parameters = signature(original)
 
     @wraps(original)
     def on_chord_part_return(*args: Any, **kwargs: Any) -> Any:
-        token = _until.set(monotonic() + PATIENCE)
+        request = parameters.bind(*args, **kwargs).arguments["request"]
+        waits = (os.getpid(), threading.get_ident()) != _loop
+        found = _Counting(str(request.group), monotonic() + (PATIENCE if waits else 0.0))
+        token = _counting.set(found)
         try:
             return original(*args, **kwargs)
         finally:
-            _until.reset(token)
+            _counting.reset(token)
 
     return on_chord_part_return
 
 
-def is_body() -> bool:
-    """Whether what is called now is the body of a chord."""
-    return _until.get() is not None or getattr(get_current_task(), "name", "") == _UNLOCK
+def group_of_body() -> str | None:
+    """Returns the id of the group whose chord's body is sent now, if any is."""
+    if (found := _counting.get()) is not None:
+        return found.group
+    task: Any = get_current_task()
+    if task is None or task.name != _UNLOCK:
+        return None
+    args = task.request.args or ()
+    return str(args[0] if args else (task.request.kwargs or {}).get("group_id"))
 
 
 def deadline() -> float:
-    """Returns until when a call is to be sent again, by `time.monotonic`; now if it is no body."""
-    if (until := _until.get()) is not None:
-        return until
-    return monotonic() + (PATIENCE if is_body() else 0)
+    """Returns until when a body is to be sent again, by `time.monotonic`."""
+    found = _counting.get()
+    return found.until if found is not None else monotonic() + PATIENCE

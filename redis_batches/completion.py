@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from errno import (
+    EHOSTDOWN,
+    EHOSTUNREACH,
+    ENETDOWN,
+    ENETRESET,
+    ENETUNREACH,
+    ENOTCONN,
+    EPIPE,
+    ETIMEDOUT,
+)
 from functools import partial
+from socket import gaierror
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +31,9 @@ from celery.backends.base import DisabledBackend
 from celery.exceptions import Retry
 from celery.utils.log import get_task_logger
 from celery.utils.serialization import get_pickleable_exception
-from kombu.exceptions import OperationalError
+from kombu.exceptions import EncodeError, OperationalError
 
+from redis_batches.endings import is_exception, shown
 from redis_batches.errors import BacklogFull
 from redis_batches.refusal import is_refusal
 from redis_batches.request import SimpleRequest
@@ -33,6 +45,9 @@ if TYPE_CHECKING:
     from redis_batches.task import Batches
 
 logger = get_task_logger(__name__)
+
+#: Errors of the operating system that a network causes.
+_NETWORK = {EPIPE, ENETDOWN, ENETUNREACH, ENETRESET, EHOSTDOWN, EHOSTUNREACH, ENOTCONN, ETIMEDOUT}
 
 
 def go_on(task: Batches, request: SimpleRequest, value: Any) -> None:
@@ -66,6 +81,18 @@ def tell_success(
         with as_current(task, request.context):
             backend.mark_as_done(request.id, value, request.context, store and not guarded)
     return store
+
+
+def check_value(task: Batches, value: Any) -> None:
+    """Raises EncodeError if a result is one that the result backend cannot write.
+
+    Whatever its own code raises, such as a lost connection of a lazy object, is no outage.
+    """
+    backend: Any = task.backend
+    try:
+        backend.encode(backend.encode_result(value, states.SUCCESS))
+    except Exception as exc:
+        raise EncodeError(f"the result cannot be serialized: {shown(exc)}") from exc
 
 
 def tell_together(
@@ -137,7 +164,7 @@ def is_plain(request: SimpleRequest) -> bool:
 
 def _note(gathering: Gathering, request: SimpleRequest, value: Any, extended: bool) -> None:
     context = request.context if extended else request.brief_context
-    if isinstance(value, Exception):
+    if is_exception(value):
         exc, text = get_pickleable_exception(value), traceback_of(value)
         gathering.note(request.id, exc, states.FAILURE, traceback=text, request=context)
     else:
@@ -145,9 +172,9 @@ def _note(gathering: Gathering, request: SimpleRequest, value: Any, extended: bo
 
 
 def _is_stored(task: Batches, request: SimpleRequest, value: Any, store: bool) -> bool:
-    if isinstance(value, Exception) and task.store_errors_even_if_ignored:
+    if is_exception(value) and task.store_errors_even_if_ignored:
         return True
-    return (store or isinstance(value, Exception)) and not ignored(task, request)
+    return (store or is_exception(value)) and not ignored(task, request)
 
 
 def tell_revoked(task: Batches, request: SimpleRequest, reason: str, confirm: Confirm) -> bool:
@@ -182,11 +209,16 @@ def tell_revoked(task: Batches, request: SimpleRequest, reason: str, confirm: Co
 def is_transient(task: Batches, exc: Exception) -> bool:
     """Whether telling may succeed later: a server is down, or the next step's backlog is full."""
     backend: Any = task.backend
-    known = getattr(backend, "connection_errors", ())
-    if isinstance(exc, (OSError, OperationalError, BacklogFull, *known)):
+    if isinstance(exc, (ConnectionError, TimeoutError, gaierror, OperationalError, BacklogFull)):
         return True
+    if isinstance(exc, OSError):
+        return exc.errno in _NETWORK
     # What a Redis says of itself, such as OOM or READONLY, is never the fault of what is told.
-    return is_refusal(exc) or bool(backend.exception_safe_to_retry(exc))
+    if is_refusal(exc) or backend.exception_safe_to_retry(exc):
+        return True
+    # Some of Celery's lists name KeyError, which any code may raise.
+    known = getattr(backend, "connection_errors", ())
+    return isinstance(exc, known) and not isinstance(exc, LookupError)
 
 
 def tell_failure(task: Batches, request: SimpleRequest, exc: Exception, confirm: Confirm) -> bool:

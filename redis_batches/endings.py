@@ -41,8 +41,35 @@ def is_time_limit(exc: BaseException) -> bool:
     return gevent is not None and isinstance(exc, gevent.Timeout)
 
 
-def failure_of(exc: BaseException) -> Exception:
-    """Returns what callers are told of what ended their run, as Celery's pools tell it."""
+def is_exception(value: object) -> bool:
+    """Whether something is an exception; asked of its type, since some objects lie or raise."""
+    return issubclass(type(value), BaseException)
+
+
+def is_caused_by(exc: BaseException | None, cause: BaseException | None) -> bool:
+    """Whether an exception is another one, was raised from it, or is a group that has it."""
+    seen: set[int] = set()
+    rest: list[Any] = [exc]
+    while rest and cause is not None:
+        each = rest.pop()
+        if each is cause:
+            return True
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            rest += (each.__cause__, each.__context__, *getattr(each, "exceptions", ()))
+    return False
+
+
+def failure_of(exc: object) -> Exception:
+    """Returns what callers are told of what ended their run, as Celery's pools tell it.
+
+    Raises:
+        TypeError: It is no exception, and no class of exceptions.
+    """
+    if isinstance(exc, type) and issubclass(exc, BaseException):
+        exc = exc()
+    if not isinstance(exc, BaseException):
+        raise TypeError(f"a request fails with an exception, not with {type(exc).__name__}")
     if isinstance(exc, Exception):
         return exc
     if is_time_limit(exc):
@@ -55,4 +82,7 @@ def failure_of(exc: BaseException) -> Exception:
 
 def shown(value: object) -> str:
     """Returns the repr of something that may have none."""
-    return str(safe_repr(value))
+    try:
+        return str(safe_repr(value))
+    except Exception:
+        return f"<{type(value).__name__} that cannot be shown>"

@@ -89,9 +89,8 @@ def delay_of(countdown: Any, eta: Any) -> float:
 def _check_seconds(name: str, value: Any) -> None:
     if value is None:
         return
-    number = isinstance(value, (int, float)) and math.isfinite(value)
     try:
-        if not number:
+        if not (isinstance(value, (int, float)) and math.isfinite(value)):
             raise OverflowError
         datetime.now() + timedelta(seconds=value)
     except OverflowError as exc:

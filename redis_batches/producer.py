@@ -171,9 +171,14 @@ class Hop:
             raise PayloadTooLarge(len(data), limit)
         request = Outgoing(made.task_id, self._nonce, made.eta_ms, data)
         batch = task.running_batch(request.id)
-        caller = batch.token if batch else ""
-        if caller or self._producer or self.retry is not None or chords.is_body():
-            pushed = _push_body(partial(push, task, made.group, [request], self.retry, caller))
+        caller = ""
+        if batch:
+            # Its retry, and no call before it, whoever its parent was.
+            caller, request = batch.token, request._replace(nonce=uuid4().hex[:16])
+        body = chords.group_of_body()
+        if caller or body or self._producer or self.retry is not None:
+            send = partial(push, task, made.group, [request], self.retry, caller)
+            pushed = _push_body(send) if body else send()
             done = Committed(pushed.statuses[0], pushed.bells, pushed.missing)
         else:
             done = committing(task, made.group, made.priority)(request)
@@ -197,7 +202,7 @@ def nonce_of(task_id: str | None, options: Mapping[str, Any]) -> str:
     """
     if task_id is None:
         return ""
-    before = "chord" if chords.is_body() else options.get("parent_id")
+    before = chords.group_of_body() or options.get("parent_id")
     if before is None:
         return uuid4().hex[:16]
     return blake2b(f"{before}:{task_id}".encode(), digest_size=8).hexdigest()

@@ -202,10 +202,11 @@ class SimpleRequest:
             options: Other options of `apply_async` that the call has from then on.
 
         Raises:
-            OptionError: `countdown` or `eta` is no time; nothing was told, and it has no outcome.
+            OptionError: `countdown` or `eta` is no time, or another option has no meaning for a
+                retry; nothing was told, and it has no outcome.
         """
         self._settler().retry(
-            self, countdown=countdown, eta=eta, exc=exc, max_retries=max_retries, **options
+            self, countdown=countdown, eta=eta, exc=exc, max_retries=max_retries, options=options
         )
 
     def replace(self, sig: Any) -> None:

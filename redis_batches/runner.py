@@ -20,7 +20,14 @@ from redis_batches.backends import watch
 from redis_batches.batch import Batch
 from redis_batches.codec import Envelope, decode
 from redis_batches.doorbell import ENFORCED, GOES_ON, new_token, ring
-from redis_batches.endings import failure_of, is_crash, is_shutdown, is_time_limit, shown
+from redis_batches.endings import (
+    failure_of,
+    is_caused_by,
+    is_crash,
+    is_shutdown,
+    is_time_limit,
+    shown,
+)
 from redis_batches.errors import BatchesError, LeaseLost, PutBackTooOften, StoreError
 from redis_batches.following import MOMENT, is_watched
 from redis_batches.lease import Lease
@@ -210,15 +217,14 @@ class Runner:
         return returned, None
 
     def _call_function(self, batch: Batch) -> Any:
-        with batch.running() as requests:
-            return self._task.function(requests)
+        return batch.call(self._task.function)
 
     def _end(self, batch: Batch, exc: Exception) -> Exception:
         """Settles what is undecided when the function raised; returns what Celery shall see."""
         if batch.lost:
             return exc
-        if exc is batch.outage:
-            # The function did well: its outcomes could not be told.
+        if is_caused_by(exc, batch.outage):
+            # Not the function's fault: an outcome of it could not be told.
             raise exc
         self._leave_out_settled(batch, batch.doubtful)
         kept = batch.take_raised(exc)
@@ -262,19 +268,18 @@ class Runner:
         assert lease is not None
         self._ring_all(batch.save())
         bells = self._store.reclaim(lease.token, lease.group, self._task.trigger, seen_dead=True)
+        batch.abandon_rest()
         self._ring_all([bells])
 
     def _put_back(self, batch: Batch, exc: BaseException) -> None:
         """Lets another worker run what this one cannot finish, or fail it, if it runs only once."""
-        if not self._task.acks_late:
+        if batch.called and not self._task.acks_late:
             self._try(batch, partial(self._crash, batch))
             return
         verb, delay_ms = Verb.PUT_BACK, UNFINISHED_DELAY_MS
         if is_shutdown(exc):
             verb, delay_ms = Verb.POSTPONE, 0
-        elif isinstance(exc, StoreError) or (
-            isinstance(exc, Exception) and completion.is_transient(self._task, exc)
-        ):
+        elif isinstance(exc, StoreError) or is_caused_by(exc, batch.outage):
             verb = Verb.POSTPONE
         batch.put_back_rest(verb, delay_ms, shown(exc))
         self._try(batch, partial(self._settle, batch))
@@ -330,15 +335,16 @@ class Runner:
             unrunnable: What cannot run, with the reason.
             ran: Whether this very run may have settled requests before it died.
         """
-        seen_before = [request for request in batch.requests if ran or request.attempt > 1]
+        seen_before = [request for request in batch.undecided if ran or request.attempt > 1]
         self._leave_out_settled(batch, seen_before)
-        self._give_up(batch, unrunnable)
+        self._give_up(batch, [(r, exc) for r, exc in unrunnable if batch.find(r.id) is not None])
         if not ran:
             discarded = [(r, reason) for r in batch.requests if (reason := _why_not(r))]
             for request, reason in discarded:
                 batch.revoke(request, reason)
             batch.show_undecided()
-            completion.tell_started(self._task, batch.requests, batch.confirm)
+            tell = partial(completion.tell_started, self._task, batch.requests, batch.confirm)
+            batch.patiently(tell)
 
     def _leave_out_settled(self, batch: Batch, requests: Sequence[SimpleRequest]) -> None:
         """Takes out those of some requests whose final state is stored already."""

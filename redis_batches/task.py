@@ -255,7 +255,7 @@ class Batches(Task):  # type: ignore[type-arg]
                 exc=exc,
                 max_retries=max_retries,
                 verb=Verb.RETRY_BATCH,
-                **options,
+                options=options,
             )
             for request in batch.undecided
         ]

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery import Task, bootsteps
+from celery.concurrency.solo import TaskPool as SoloPool
 from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_task_logger
 from celery.worker.request import Request
 
-from redis_batches import threads
+from redis_batches import chords, threads
 from redis_batches.doorbell import (
     ENFORCED,
     ERRBACK,
@@ -117,6 +118,8 @@ class SweeperStep(bootsteps.StartStopStep):
         greeted = _greet(app)
         runtime.limits_runs = limits_of(consumer.controller)
         runtime.enforced_limits = enforced_limits(consumer.pool)
+        if not isinstance(consumer.pool, SoloPool):
+            chords.never_wait_here()
         warn_of_time_limits(batch_tasks(app), runtime.enforced_limits)
         runtime.start_ringer(partial(_ring_for_loop, app))
         if not runtime.settings.worker_sweeper:

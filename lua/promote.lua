@@ -44,7 +44,9 @@ local entries, retries = {}, {}
 for i, id in ipairs(ids) do
   local member = group .. ':' .. id
   if take(delayed, member) then
-    retries[#retries + 1] = write_entry(now, read_attempts(records[i] or '').split, id)
+    local state = read_attempts(records[i] or '')
+    local since_ms = state.since_ms > 0 and state.since_ms or now
+    retries[#retries + 1] = write_entry(since_ms, state.split, id)
   elseif take(eta, member) then
     entries[#entries + 1] = write_entry(now, FRESH, id)
   end

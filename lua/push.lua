@@ -81,6 +81,14 @@ local function is_revoked(id, nonce, status)
   return nonce ~= '' and tonumber(redis.call('ZSCORE', revoked, id) or 0) > now
 end
 
+-- The record of a call that its own batch made again: all its runs are earlier ones.
+local function called_again(record)
+  local before, state = read_attempts(record), read_attempts('')
+  state.earlier = 1 + before.tries + before.crashes + before.put_backs + before.postponed
+    + before.earlier
+  return write_attempts(state)
+end
+
 local statuses, stores, entries, etas, records = {}, {}, {}, {}, {}
 local placed, forgotten, released, buried, tombstones = {}, {}, {}, {}, {}
 local new, newly_revoked, since = 0, 0, write_entry(now, FRESH, '')
@@ -103,10 +111,17 @@ for i, id in ipairs(ids) do
     placed[id] = group .. ':' .. nonce .. ':' .. envelope
     stores[#stores + 1] = id
     stores[#stores + 1] = placed[id]
-    local may_run = not is_revoked(id, nonce, status)
+    local may_run, record = not is_revoked(id, nonce, status), nil
+    if status == 'retry' then
+      record = called_again(redis.call('HGET', attempts, id))
+    end
     if not may_run then
-      records[#records + 1] = id
-      records[#records + 1] = revoke_attempts()
+      record = revoke_attempts(record)
+    end
+    if record then
+      records[#records + 1], records[#records + 2] = id, record
+    end
+    if not may_run then
       newly_revoked = newly_revoked + (status == 'retry' and 0 or 1)
     end
     if may_run and eta_ms ~= '' and tonumber(eta_ms) > now then

@@ -61,15 +61,16 @@ redis.call('ZCARD', delayed)
 redis.call('HLEN', errors)
 redis.call('HLEN', stale)
 
--- Counts a put-back in a record; returns how long it waits.
+-- Counts a put-back in a record; returns how long it waits. It keeps its age: what its run may have
+-- told meanwhile is known to be its own by that.
 local counted = {put_back = 0, postpone = 0}
-local function put_back(state, verb, delay_ms)
+local function put_back(state, verb, delay_ms, since_ms)
   local field = verb == 'put_back' and 'put_backs' or 'postponed'
   local before = state[field]
   if verb == 'put_back' and before > 0 then
     state.split = halve(flush_every, state.split, size)
   end
-  state[field] = before + 1
+  state[field], state.since_ms = before + 1, since_ms
   counted[verb] = counted[verb] + 1
   return back_off(delay_ms, before)
 end
@@ -78,7 +79,7 @@ local function try(state, verb)
   if verb == 'retry_batch' and state.tries > 0 and well_ms > state.tried_ms then
     state.split = halve(flush_every, state.split, size)
   end
-  state.tries, state.tried_ms = state.tries + 1, now
+  state.tries, state.tried_ms, state.since_ms = state.tries + 1, now, 0
 end
 
 local freed, waiting, later, buried, written, texts = {}, {}, {}, {}, {}, {}
@@ -89,7 +90,7 @@ for i, id in ipairs(ids) do
     local state = read_attempts(records[i])
     delay_ms = tonumber(delay_ms)
     if counted[verb] then
-      delay_ms = put_back(state, verb, delay_ms)
+      delay_ms = put_back(state, verb, delay_ms, tonumber(since_ms))
     else
       try(state, verb)
       -- A retry of what was revoked is not to run, so it is told at once.

@@ -18,7 +18,7 @@ from celery.app.task import Context
 from celery.exceptions import Retry
 
 from redis_batches.batch import Batch, running
-from redis_batches.chords import counting
+from redis_batches.chords import watch_chords
 from redis_batches.lateresult import WATCHED, is_watched, listens_late
 from redis_batches.producer import Hop
 from redis_batches.request import SimpleRequest
@@ -42,7 +42,7 @@ def watch(backend: Any) -> Any:
     if not is_watched(backend):
         for name, settle in _SETTLERS.items():
             setattr(backend, name, _watched(getattr(backend, name), settle))
-        backend.on_chord_part_return = counting(backend.on_chord_part_return)
+        watch_chords(backend)
         if listens_late(backend):
             backend.on_task_call = _without_batch_tasks(backend.on_task_call)
         setattr(backend, WATCHED, True)

@@ -52,6 +52,7 @@ UNKNOWN_DELAY_MS = 5000
 running: dict[str, Batch] = {}
 
 
+_NO_FAILURES = (*VERDICTS, TaskRevokedError)
 #: What a retry says by itself, so that its options may not.
 _OF_A_RETRY = ("task_id", "retries", "args", "kwargs")
 
@@ -499,8 +500,9 @@ class Batch:
 
     def _log_outcomes(self) -> None:
         """Says which failed or retry; of a batch that raised, Celery logs the exception."""
-        failed = {i: value for i, value in self.values.items() if _is_failure(value)}
-        retried = {i: value for i, value in self.values.items() if isinstance(value, Retry)}
+        ended = {i: value for i, value in self.values.items() if is_exception(value)}
+        failed = {i: value for i, value in ended.items() if not isinstance(value, _NO_FAILURES)}
+        retried = {i: value for i, value in ended.items() if isinstance(value, Retry)}
         for level, verb, found, text in (
             (ERROR, "failed", failed, shown),
             (INFO, "retry", retried, str),
@@ -706,7 +708,3 @@ def time_of(reason: Retry) -> dict[str, Any]:
     if when is None:
         return {}
     return {"eta": when} if isinstance(when, (datetime, str)) else {"countdown": when}
-
-
-def _is_failure(value: Any) -> bool:
-    return isinstance(value, Exception) and not isinstance(value, (*VERDICTS, TaskRevokedError))

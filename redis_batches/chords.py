@@ -2,7 +2,9 @@
 
 Celery sends it once, from the run of the last part. An error there fails the body with a
 `ChordError`, although all its parts did well; so it is sent again for as long as an outcome is told
-again, and under a name of its own, so that a second sender sends the same call.
+again, and under a name of its own, so that a second sender sends the same call. The same holds for
+what a Redis result backend is asked meanwhile; and where Celery gives one run the right to send the
+body, others wait until that run has used it, or died.
 """
 
 from __future__ import annotations
@@ -13,13 +15,17 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from functools import wraps
 from inspect import signature
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, NamedTuple
 
 from celery._state import get_current_task
 
+from redis_batches.refusal import is_refusal
+
 #: Seconds for which a body is sent again while the batch store does not take it.
 PATIENCE = 30.0
+#: Seconds between two tries.
+PAUSE = 0.2
 #: The task that sends the body with a result backend that does not count parts.
 _UNLOCK = "celery.chord_unlock"
 
@@ -42,8 +48,22 @@ def never_wait_here() -> None:
     _loop = (os.getpid(), threading.get_ident())
 
 
-def counting(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps what a result backend does when a part of a chord has ended."""
+def watch_chords(backend: Any) -> None:
+    """Lets a result backend count the parts of chords, and send their bodies, patiently."""
+    backend.on_chord_part_return = _counted(backend.on_chord_part_return)
+    # Sent twice, what is counted in another way counts twice.
+    if not getattr(backend, "_chord_zset", False):
+        return
+    make = backend._create_client
+    backend._create_client = lambda **params: _patient(backend, make(**params))
+    if "client" in vars(backend):
+        _patient(backend, backend.client)
+    if hasattr(type(backend), "_chord_part_return_script"):
+        vars(backend)["_chord_part_return_script"] = _claiming(backend._chord_part_return_script)
+
+
+def _counted(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Notes that a part of a chord is counted, for as long as that takes."""
     parameters = signature(original)
 
     @wraps(original)
@@ -75,3 +95,59 @@ def deadline() -> float:
     """Returns until when a body is to be sent again, by `time.monotonic`."""
     found = _counting.get()
     return found.until if found is not None else monotonic() + PATIENCE
+
+
+def _claiming(count: Callable[..., Any]) -> Callable[..., Any]:
+    """Waits while another run, which may be dead, has the right to send the body."""
+
+    def count_and_claim(*args: Any, **kwargs: Any) -> Any:
+        until = deadline()
+        while True:
+            ready, more, size, claimed = reply = count(*args, **kwargs)
+            is_complete = size and ready == int(size) + int(more or 0)
+            if not is_complete or claimed or monotonic() > until:
+                return reply
+            sleep(PAUSE)
+
+    return count_and_claim
+
+
+def _patient(backend: Any, client: Any) -> Any:
+    """Lets a client of Redis send again what it is asked while a part of a chord is counted."""
+    client.execute_command = _again(backend, client.execute_command)
+    make = client.pipeline
+
+    def pipeline(*args: Any, **kwargs: Any) -> Any:
+        pipe = make(*args, **kwargs)
+        execute = pipe.execute
+
+        def execute_again(*args: Any, **kwargs: Any) -> Any:
+            commands = [*pipe.command_stack]
+
+            def send() -> Any:
+                pipe.command_stack = [*commands]
+                return execute(*args, **kwargs)
+
+            return _again(backend, send)()
+
+        pipe.execute = execute_again
+        return pipe
+
+    client.pipeline = pipeline
+    return client
+
+
+def _again(backend: Any, send: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(send)
+    def patiently(*args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return send(*args, **kwargs)
+            except Exception as exc:
+                found = _counting.get()
+                late = found is None or monotonic() > found.until
+                if late or not (isinstance(exc, backend.connection_errors) or is_refusal(exc)):
+                    raise
+            sleep(PAUSE)
+
+    return patiently

@@ -214,11 +214,13 @@ def is_transient(task: Batches, exc: Exception) -> bool:
     if isinstance(exc, OSError):
         return exc.errno in _NETWORK
     # What a Redis says of itself, such as OOM or READONLY, is never the fault of what is told.
-    if is_refusal(exc) or backend.exception_safe_to_retry(exc):
+    if is_refusal(exc):
         return True
     # Some of Celery's lists name KeyError, which any code may raise.
+    if isinstance(exc, LookupError):
+        return False
     known = getattr(backend, "connection_errors", ())
-    return isinstance(exc, known) and not isinstance(exc, LookupError)
+    return isinstance(exc, known) or bool(backend.exception_safe_to_retry(exc))
 
 
 def tell_failure(task: Batches, request: SimpleRequest, exc: Exception, confirm: Confirm) -> bool:

@@ -135,8 +135,9 @@ class Patient:
                     else:
                         refused += 1
                         if isinstance(exc, ReadOnlyError):
-                            # After a failover a name may stand for another server.
-                            self.drop()
+                            # After a failover a name may stand for another server. Connections
+                            # in use stay: other threads wait for their replies.
+                            self.forget_idle()
                 except BaseException:
                     # What interrupted a command left its reply unread, perhaps.
                     self.forget_idle()

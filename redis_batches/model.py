@@ -115,6 +115,8 @@ class Attempts:
         revoked: Whether it was revoked: then its caller is told so, and it is not run.
         put_backs: Runs that gave it back without an outcome, for no cause outside the request.
         postponed: Runs that gave it back for a cause outside the request, such as a shutdown.
+        earlier: Runs before its own batch called it again, which is a retry with a clean record.
+        since_ms: Since when it waits, if it was put back for a while; else 0.
     """
 
     tries: int = 0
@@ -126,11 +128,14 @@ class Attempts:
     revoked: bool = False
     put_backs: int = 0
     postponed: int = 0
+    earlier: int = 0
+    since_ms: int = 0
 
     @property
     def number(self) -> int:
         """The number of the coming run, whatever ended those before; 1 is the first."""
-        return self.tries + self.crashes + self.put_backs + self.postponed + 1
+        given_back = self.put_backs + self.postponed
+        return self.earlier + self.tries + self.crashes + given_back + 1
 
 
 class Claimed(NamedTuple):

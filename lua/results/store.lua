@@ -15,12 +15,12 @@ for i, stored in ipairs(redis.call('MGET', unpack(states))) do
 end
 for i, state in ipairs(states) do
   local expires, value = rows[3 * i - 1], rows[3 * i]
-  -- First: a user who may not publish is refused before anything is written.
-  redis.call('PUBLISH', state, value)
   if expires ~= '0' then
     redis.call('SETEX', state, expires, value)
   else
     redis.call('SET', state, value)
   end
+  -- Not before: nobody may hear of a state that the server then refuses to store.
+  redis.call('PUBLISH', state, value)
 end
 return {'stored'}

@@ -297,13 +297,14 @@ def test_a_batch_calls_its_own_request_again(store: Store, body: bytes) -> None:
 
 
 def test_a_retry_by_a_call_counts_its_own_tries(store: Store) -> None:
-    """Its envelope says how many; what Redis counted is forgotten."""
+    """Its envelope says how many; what Redis counted are earlier runs."""
     push_and_claim(store, "a").release(retry("a", error="ValueError()"))
     lease = claim(store)
     push(store, call("a", "again"), caller=lease.token)
 
-    assert "a" not in read(store).attempts
     assert "a" not in read(store).errors
+    (request,) = claim(store, force=True).requests
+    assert (request.attempts.tries, request.attempts.number) == (0, 3)
 
 
 def test_a_retry_by_a_call_may_wait_for_its_eta(store: Store, clock: Clock) -> None:

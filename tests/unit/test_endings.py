@@ -14,7 +14,7 @@ import gevent
 import pytest
 import redis
 from billiard import common
-from celery import group, signature
+from celery import chord, group, signature
 from celery.exceptions import (
     Ignore,
     Reject,
@@ -27,7 +27,7 @@ from celery.exceptions import (
 )
 
 from redis_batches import SimpleRequest, batch, completion
-from redis_batches.errors import OptionError, OutOfMemory, PutBackTooOften
+from redis_batches.errors import LeaseLost, OptionError, OutOfMemory, PutBackTooOften, StoreError
 from redis_batches.model import Outgoing, Trigger
 from tests.conftest import Clock
 from tests.lua.steps import HOUR
@@ -793,3 +793,325 @@ def test_the_body_of_a_chord_is_sent_patiently(
         assert refused == [result.id] * 3
         assert result.get(timeout=1) == [1, 2]
         assert here.task.stats()["pushed"] == 3
+
+
+# -- Whose fault it is
+
+
+@pytest.mark.parametrize(
+    "exc", [KeyError("tenant"), FileNotFoundError(2, "no such file")], ids=repr
+)
+def test_what_a_link_raises_is_no_outage(results: fakeredis.FakeServer, exc: Exception) -> None:
+    """A router of one call's link that fails is that call's failure, and not for ever."""
+
+    def route(name: str, *_: Any, **__: Any) -> Any:
+        if name == "linked":
+            raise exc
+
+    def function(requests: list[SimpleRequest]) -> list[int]:
+        runs.append(len(requests))
+        return [1] * len(requests)
+
+    runs: list[int] = []
+    with in_process(function, 2, results=results) as here:
+        here.task.app.conf.task_routes = (route,)
+        link = signature("linked", app=here.task.app)
+        calls = [here.task.apply_async(link=link), here.task.apply_async()]
+        assert answer(here) is None
+
+        assert (runs, [call.state for call in calls]) == ([2], ["FAILURE", "SUCCESS"])
+
+
+class Lazy:
+    """An object that has lost what it stands for, as werkzeug's proxies have outside a request."""
+
+    def __init__(self, exc: Exception) -> None:
+        self._exc = exc
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise self._exc
+
+
+@pytest.mark.parametrize("exc", [RuntimeError("unbound"), ConnectionError("gone")], ids=repr)
+def test_an_odd_result_costs_only_its_request(
+    results: fakeredis.FakeServer, exc: Exception
+) -> None:
+    """Not even a lost connection of its own is an outage."""
+
+    def function(requests: list[SimpleRequest]) -> list[Any]:
+        runs.append(len(requests))
+        return [Lazy(exc), 2]
+
+    runs: list[int] = []
+    with in_process(function, 2, results=results) as here:
+        calls = here.task.delay_many([(), ()])
+        assert answer(here) is None
+
+        assert (runs, [call.state for call in calls]) == ([2], ["FAILURE", "SUCCESS"])
+
+
+@pytest.mark.parametrize("odd", ["text", None, 5], ids=repr)
+def test_a_request_fails_with_an_exception(results: fakeredis.FakeServer, odd: Any) -> None:
+    """Anything else is told to the function; a class is raised as Python does."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        with pytest.raises(TypeError, match="fails with an exception"):
+            requests[0].fail(odd)
+        requests[1].fail(Wrong)  # type: ignore[arg-type]
+
+    with in_process(function, 2, results=results) as here:
+        calls = here.task.delay_many([(), ()])
+        assert answer(here) is None
+
+        assert [call.state for call in calls] == ["SUCCESS", "FAILURE"]
+        assert isinstance(calls[1].result, Wrong)
+
+
+@pytest.mark.parametrize("where", ["raised", "raised from it", "in a group"])
+@pytest.mark.parametrize("step", ["extend", "ack"])
+def test_a_store_that_fails_while_an_outcome_is_told_fails_nobody(
+    results: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch, where: str, step: str
+) -> None:
+    """However the function passes the error on."""
+
+    def down(*_: Any, **__: Any) -> Any:
+        monkeypatch.undo()
+        raise StoreError("gone")
+
+    def function(requests: list[SimpleRequest]) -> None:
+        lease: Any = requests[0].batch.lease
+        lease.confirmed -= 1000
+        monkeypatch.setattr(lease, step, down)
+        try:
+            requests[0].succeed(1)
+        except StoreError as exc:
+            if where == "raised from it":
+                raise Wrong from exc
+            if where == "in a group":
+                group: Any = Wrong("two")
+                group.exceptions = (exc, ValueError())
+                raise group from None
+            raise
+
+    with in_process(function, 2, results=results, ignore_result=step == "ack") as here:
+        calls = here.task.delay_many([(), ()])
+        ended = answer(here)
+
+        assert "FAILURE" not in {call.state for call in calls}
+        assert (ended is None) == (step == "ack")
+        assert here.task.stats()["postponed"] == (2 if step == "extend" else 0)
+
+
+def test_a_blip_before_the_function_does_not_use_up_its_only_run(
+    results: fakeredis.FakeServer, refusal: Exception
+) -> None:
+    """At most once: a function that was not called may be."""
+
+    def function(requests: list[SimpleRequest]) -> list[int]:
+        return [1] * len(requests)
+
+    options = {"acks_late": False, "track_started": True}
+    with in_process(function, 1, results=results, **options) as here:
+        call = here.task.delay()
+        Outage(here, [refusal])
+        assert answer(here) is None
+
+        assert call.state == "SUCCESS"
+
+
+def test_an_outage_before_the_function_does_not_use_up_its_only_run(
+    results: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch, refusal: Exception, clock: Clock
+) -> None:
+    """It is put back."""
+    monkeypatch.setattr(batch, "TELL_PATIENCE", -1.0)
+    options = {"acks_late": False, "track_started": True}
+    with in_process(returns_one, 1, results=results, **options) as here:
+        call = here.task.delay()
+        Outage(here, [refusal])
+        assert answer(here) is refusal
+        later(here, clock)
+        assert answer(here) is None
+
+        assert call.state == "SUCCESS"
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["success", "failure"])
+def test_what_was_told_is_not_given_up(
+    results: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Its run died before it was forgotten, and must not run again: its outcome stays."""
+
+    def function(requests: list[SimpleRequest]) -> list[Any]:
+        return [Wrong() if fails else 1]
+
+    def dies(*_: Any, **__: Any) -> Any:
+        raise StoreError("gone")
+
+    with in_process(function, 1, results=results, acks_late=False) as here:
+        call = here.task.delay()
+        store = here.task.inspector._store
+        (found,) = store.groups()
+        with monkeypatch.context() as patch:
+            patch.setattr("redis_batches.lease.Lease.ack", dies)
+            patch.setattr("redis_batches.store.Store.reclaim", dies)
+            assert isinstance(answer(here), StoreError)
+        (token,) = store.client.zrange(store.keys.resolve("leases"), 0, -1)
+        bells = store.reclaim(token.decode(), found, here.task.trigger, seen_dead=True)
+        here.bells.append(bells)
+        answer(here)
+
+        assert call.state == ("FAILURE" if fails else "SUCCESS")
+        assert isinstance(call.result, Wrong if fails else int)
+        assert not waits(here)
+
+
+def test_what_was_told_is_found_though_it_was_put_back_for_a_while(
+    results: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    """It keeps its age, by which a stored state is known to be its own."""
+    runs: list[int] = []
+
+    def function(requests: list[SimpleRequest]) -> list[int]:
+        runs.append(len(requests))
+        return [1]
+
+    def breaks(*args: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        completion.tell_together(*args, **options)
+        raise SoftTimeLimitExceeded
+
+    with in_process(function, 1, results=results) as here:
+        call = here.task.delay()
+        monkeypatch.setattr(completion, "tell_together", breaks)
+        assert isinstance(answer(here), SoftTimeLimitExceeded)
+        assert (call.state, waits(here)) == ("SUCCESS", {"waiting": 1, "delayed": 1})
+        clock.now_ms = int(datetime.now().timestamp() * 1000)
+        later(here, clock)
+        answer(here)
+
+        assert (runs, waits(here)) == ([1], {})
+
+
+# -- Retries by a call
+
+
+@pytest.mark.parametrize("parent", [None, "the step before"])
+def test_a_retry_with_options_is_one_each_time(
+    results: fakeredis.FakeServer, parent: str | None
+) -> None:
+    """Also that of a step, whose parent stays the same; its attempt is the number of the run."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        seen.append((requests[0].retries, requests[0].attempt))
+        raise Wrong
+
+    seen: list[Any] = []
+    retry = {"priority": 3, "countdown": 0}
+    options = {"autoretry_for": (Wrong,), "retry_kwargs": retry, "max_retries": 3}
+    with in_process(function, 1, results=results, **options) as here:
+        call = here.task.apply_async(task_id="step", parent_id=parent)
+        while here.bells:
+            answer(here)
+
+        assert seen == [(0, 1), (1, 2), (2, 3), (3, 4)]
+        assert isinstance(call.result, Wrong)
+
+
+@pytest.mark.parametrize("name", ["task_id", "retries", "args", "time_limit", "expires"])
+def test_a_retry_refuses_an_option_that_has_no_meaning(
+    results: fakeredis.FakeServer, name: str
+) -> None:
+    """Before anything is told."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        with pytest.raises(OptionError, match=name):
+            requests[0].retry(**{name: "garbage"})
+
+    with in_process(function, 1, results=results) as here:
+        call = here.task.delay()
+        assert answer(here) is None
+
+        assert call.state == "SUCCESS"
+
+
+def test_a_request_that_retries_by_a_call_has_no_second_outcome(
+    results: fakeredis.FakeServer,
+) -> None:
+    """Whoever names it later finds its batch, which knows."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        requests[0].retry(countdown=5, priority=3)
+        here.task.backend.mark_as_done(requests[0].id, "literal")
+
+    with in_process(function, 1, results=results) as here:
+        call = here.task.delay()
+        assert answer(here) is None
+
+        assert call.state == "RETRY"
+
+
+def test_a_batch_that_is_not_its_own_any_more_replaces_nothing(
+    results: fakeredis.FakeServer,
+) -> None:
+    """Another run of the request does, or did."""
+    sent: list[Any] = []
+
+    def function(requests: list[SimpleRequest]) -> None:
+        lease: Any = requests[0].batch.lease
+        store = here.task.inspector._store
+        store.reclaim(lease.token, lease.group, here.task.trigger, seen_dead=True)
+        lease.confirmed -= 1000
+        here.task.app.send_task = lambda *args, **_: sent.append(args)
+        with pytest.raises(LeaseLost):
+            requests[0].replace(signature("other", app=here.task.app))
+        with pytest.raises(LeaseLost):
+            requests[0].add_to_chord(signature("other", app=here.task.app))
+
+    with in_process(function, 1, results=results) as here:
+        here.task.delay()
+        answer(here)
+
+        assert not sent
+
+
+def test_a_replaced_request_is_forgotten_at_once(results: fakeredis.FakeServer) -> None:
+    """No stored state would tell a second run."""
+
+    def function(requests: list[SimpleRequest]) -> None:
+        here.task.app.send_task = lambda *_, **__: here.task.app.AsyncResult("x")
+        requests[0].replace(signature("other", app=here.task.app))
+        acked.append(here.task.stats()["acked"])
+
+    acked: list[int] = []
+    with in_process(function, 1, results=results) as here:
+        here.task.delay()
+        answer(here)
+
+    assert acked == [1]
+
+
+def test_a_body_that_is_replaced_by_a_chord_runs_again(results: fakeredis.FakeServer) -> None:
+    """Each chord has its own: the polling workflow ends."""
+    rounds: list[int] = []
+
+    def function(requests: list[SimpleRequest]) -> list[Any]:
+        for request in requests:
+            if request.args[0] == "part":
+                request.succeed(1)
+            elif len(rounds) < 3:
+                rounds.append(1)
+                parts = [here.task.s("part"), here.task.s("part")]
+                request.replace(chord(parts, here.task.s()))
+        return ["end"] * len(requests)
+
+    with in_process(function, 1, results=results) as here:
+        call = here.task.delay("start")
+        for _ in range(30):
+            while here.bells:
+                answer(here)
+            here.task.flush()
+            if not here.bells:
+                break
+
+        assert (len(rounds), call.state, call.result) == (3, "SUCCESS", "end")

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.chaos.campaign import Plan, run
+from tests.chaos.faults import FAULTS
 from tests.chaos.ledger import FOLDER_VARIABLE
 from tests.chaos.report import as_json, show
 
@@ -30,12 +31,17 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=1.0, help="seconds between faults, at most")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     parser.add_argument("--folder", type=Path, help="a new folder in which logs and ledgers stay")
+    parser.add_argument("--only", nargs="+", metavar="KIND", choices=FAULTS, help="these faults")
+    parser.add_argument("--without", nargs="+", metavar="KIND", choices=FAULTS, help="not these")
     given = parser.parse_args()
     if given.minutes is given.faults is given.requests is None:
         given.minutes = 1.0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(highlight=False)
-    plan = Plan(given.seed, given.rate, given.every, given.minutes, given.faults, given.requests)
+    kinds = tuple(kind for kind in given.only or FAULTS if kind not in (given.without or ()))
+    plan = Plan(
+        given.seed, given.rate, given.every, given.minutes, given.faults, given.requests, kinds
+    )
     if given.folder:
         given.folder.mkdir(parents=True)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="redis-batches-chaos-"))

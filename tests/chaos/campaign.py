@@ -9,20 +9,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import redis
-from celery import Celery
-
 from redis_batches.config import Settings
+from redis_batches.inspector import Inspector
 from redis_batches.scripts import chunked
 from redis_batches.store import Store
 from tests.chaos import tasks
-from tests.chaos.check import Evidence, Report, Sample, check
+from tests.chaos.check import check
 from tests.chaos.cluster import Cluster
-from tests.chaos.faults import Faults
-from tests.chaos.ledger import Call, Log, read_calls, read_runs
+from tests.chaos.evidence import Evidence, Report, Sample
+from tests.chaos.faults import FAULTS, Faults
+from tests.chaos.ledger import Call, Log, Outcome, read_calls, read_notes, read_runs, read_waits
+from tests.chaos.waiter import PATIENCE
+from tests.chaos.watch import PlainWorker, Watch, read_meta
 
 #: Seconds in which everything must have run once the faults are over.
-DRAIN_TIMEOUT = 120.0
+DRAIN_TIMEOUT = PATIENCE
 #: Seconds after that in which the last keys must be gone.
 KEYS_TIMEOUT = 10.0
 #: Seconds between two lines that say how far it is.
@@ -44,6 +45,7 @@ class Plan:
         minutes: Time with faults.
         faults: Faults.
         requests: Accepted calls.
+        kinds: The faults that may happen, by name.
     """
 
     seed: int
@@ -52,6 +54,7 @@ class Plan:
     minutes: float | None = None
     faults: int | None = None
     requests: int | None = None
+    kinds: tuple[str, ...] = tuple(FAULTS)
 
     def is_over(self, seconds: float, faults: int, requests: Callable[[], int]) -> bool:
         """Whether there were faults for long enough."""
@@ -75,21 +78,15 @@ class Campaign:
         self._cluster = cluster
         self._plan = plan
         self._say = say
-        self._faults = Faults(cluster, plan.seed, plan.every)
-        self._client: Any = redis.Redis.from_url(cluster.store.url)
-        self._broker: Any = redis.Redis.from_url(cluster.broker.url)
+        self._faults = Faults(cluster, plan.seed, plan.every, plan.kinds)
         self._most_doorbells = 0
         self._samples: list[Sample] = []
-        settings = Settings(namespace=tasks.NAMESPACE)
-        self._stores = {
-            name: Store(self._client, settings, getattr(tasks, name).name)
-            for name in tasks.INTERVALS
-        }
+        self._watch = Watch(cluster.backend)
+        self._plain = PlainWorker(cluster.broker, cluster.backend)
 
     def rage(self) -> None:
         """Strikes until the plan is over."""
         began = said = time.monotonic()
-        log = Log("faults")
         while True:
             next_at = time.monotonic() + self._faults.pause()
             while time.monotonic() < next_at:
@@ -97,10 +94,10 @@ class Campaign:
             seconds, blows = time.monotonic() - began, self._faults.blows
             if self._plan.is_over(seconds, len(blows), lambda: self._total("pushed")):
                 return
-            self._most_doorbells = max(self._most_doorbells, self._broker.llen(QUEUE))
+            if not self._cluster.broker.struck:
+                self._most_doorbells = max(self._most_doorbells, self._doorbells())
             self._faults.strike()
-            log.write([asdict(blow) for blow in blows[-1:]], sync=False)
-            if time.monotonic() > said + SAY_INTERVAL:
+            if time.monotonic() > said + SAY_INTERVAL and not self._cluster.store.struck:
                 said = time.monotonic()
                 self._samples.append(self._sample(seconds))
                 self._say(f"{seconds:6.0f} s {len(blows):5,} faults {self._progress()}")
@@ -110,6 +107,7 @@ class Campaign:
         began = time.monotonic()
         self._say("       the faults are over")
         self._cluster.settle_down()
+        Log("faults").write(asdict(blow) for blow in self._faults.blows)
         try:
             self._cluster.wait(self._is_drained, DRAIN_TIMEOUT, "everything has run")
         except TimeoutError:
@@ -117,21 +115,30 @@ class Campaign:
             return None
         finally:
             self._say(f"       {self._progress()}")
+            self._cluster.end_producers()
         return round(time.monotonic() - began, 1)
 
     def gather(self, folder: Path, drained: float | None) -> Evidence:
         """Returns what is known about the run."""
+        stats = {name: store.stats() for name, store in self._stores().items()}
+        letters = self._drop_dead_letters()
         try:
             self._cluster.wait(lambda: not self._strays(), KEYS_TIMEOUT, "the last keys are gone")
         except TimeoutError:
             self._say("       some keys stay")
+        self._watch.stop()
+        self._plain.stop()
         calls = read_calls(folder)
         return Evidence(
             calls=calls,
             runs=read_runs(folder),
+            notes=read_notes(folder),
+            waits=read_waits(folder),
             blows=self._faults.blows,
-            stats={name: store.stats() for name, store in self._stores.items()},
+            stats=stats,
+            letters=letters,
             answers=self._answers(calls),
+            told=self._watch.told,
             strays={key: self._content(key) for key in self._strays()},
             samples=[*self._samples, self._sample(math.inf)],
             drained=drained,
@@ -140,44 +147,62 @@ class Campaign:
             surprises=self._cluster.surprises,
         )
 
-    def _answers(self, calls: dict[str, Call]) -> dict[str, tuple[str, Any]]:
-        backend: Any = Celery(backend=self._cluster.backend_url, set_as_current=False).backend
-        asked = {
-            key: backend.get_key_for_task(call.task_id)
-            for key, call in calls.items()
-            if call.task_id and call.task != "count"
-        }
-        answers: dict[str, tuple[str, Any]] = {}
-        for chunk in chunked(asked.items(), 1000):
-            stored = backend.client.mget([name for _, name in chunk])
-            for (key, _), value in zip(chunk, stored, strict=True):
-                meta = backend.decode_result(value) if value else {"status": "PENDING"}
-                answers[key] = meta["status"], meta.get("result")
+    def _answers(self, calls: dict[str, Call]) -> dict[str, Outcome]:
+        ids = {key: call.task_id or key for key, call in calls.items() if call.expect}
+        answers: dict[str, Outcome] = {}
+        for chunk in chunked(ids.items(), 1000):
+            names = [f"celery-task-meta-{task_id}" for _, task_id in chunk]
+            stored = self._cluster.backend.client.mget(names)
+            for (key, _), meta in zip(chunk, stored, strict=True):
+                answers[key] = read_meta(meta) if meta else ("PENDING", None)
         return answers
 
+    def _drop_dead_letters(self) -> dict[str, str]:
+        """Forgets what was given up, since nothing else of it stays; returns ids and reasons."""
+        found: dict[str, str] = {}
+        for name, store in self._stores().items():
+            inspector = Inspector(store, getattr(tasks, name).trigger, "{}", lambda _: None)
+            letters = {each.id: each.error for each in inspector.list(store.stats()["dead"])}
+            inspector.drop(letters)
+            found.update(letters)
+        return found
+
+    def _doorbells(self) -> int:
+        return int(self._cluster.broker.client.llen(QUEUE))
+
+    def _stores(self) -> dict[str, Store]:
+        """Returns what asks the server that is the primary now, by the short name of the task."""
+        client, settings = self._cluster.store.client, Settings(namespace=tasks.NAMESPACE)
+        return {
+            name: Store(client, settings, getattr(tasks, name).name) for name in tasks.INTERVALS
+        }
+
     def _sample(self, seconds: float) -> Sample:
-        memory = int(self._client.info("memory")["used_memory"])
-        return Sample(seconds, memory, int(self._client.dbsize()), self._total("waiting"))
+        client = self._cluster.store.client
+        memory = int(client.info("memory")["used_memory"])
+        return Sample(seconds, memory, int(client.dbsize()), self._total("waiting"))
 
     def _is_drained(self) -> bool:
-        stats = [store.stats() for store in self._stores.values()]
-        return all(counts["waiting"] == counts["running"] == 0 for counts in stats)
+        stats = [store.stats() for store in self._stores().values()]
+        ended = all(counts["waiting"] == counts["running"] == 0 for counts in stats)
+        return ended and self._cluster.quiet and self._plain.is_idle()
 
     def _strays(self) -> list[str]:
-        keys = [key.decode() for key in self._client.keys("*")]
+        keys = [key.decode() for key in self._cluster.store.client.keys("*")]
         return sorted(key for key in keys if key.rpartition(":")[2] not in LASTING)
 
     def _content(self, key: str) -> str:
-        kind = self._client.type(key).decode()
+        client = self._cluster.store.client
+        kind = client.type(key).decode()
         reads: dict[str, Callable[[], Any]] = {
-            "hash": lambda: self._client.hgetall(key),
-            "list": lambda: self._client.lrange(key, 0, 20),
-            "zset": lambda: self._client.zrange(key, 0, 20, withscores=True),
+            "hash": lambda: client.hgetall(key),
+            "list": lambda: client.lrange(key, 0, 20),
+            "zset": lambda: client.zrange(key, 0, 20, withscores=True),
         }
         return f"{kind} {reads[kind]()!r}"[:500]
 
     def _total(self, counter: str) -> int:
-        return sum(store.stats()[counter] for store in self._stores.values())
+        return sum(store.stats()[counter] for store in self._stores().values())
 
     def _progress(self) -> str:
         counts = (f"{self._total(name):7,} {name}" for name in ("pushed", "acked", "waiting"))

@@ -1,4 +1,4 @@
-"""Two servers, and the workers, beat and producers around them: all end with the run."""
+"""Three servers, and the workers, beat and producers around them: all end with the run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from pathlib import Path
 
 import psutil
 
-from redis_batches.embedded import EmbeddedServer
 from tests.chaos.ledger import FOLDER_VARIABLE
+from tests.chaos.places import Place, Store
+from tests.chaos.producer import CALLS_NO_MORE
 from tests.chaos.tasks import PARENT_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 WORKERS, CONCURRENCY, PRODUCERS = 3, 2, 3
 START_TIMEOUT = 60.0
+#: Seconds in which callers are told what was stored before.
+TELL_TIMEOUT = 10.0
 #: Seconds in which any call has to return, whatever happens to the servers.
 CALL_TIMEOUT = 60.0
 #: Seconds in which a worker that was told to end has to; Celery may take 30 to notice a new broker.
@@ -66,10 +69,12 @@ class Member:
     @property
     def ready(self) -> bool:
         """Whether it is a worker or beat that has started, and does not pause."""
-        if not self._ready:
-            output = self._log.read_text(errors="replace")
-            self._ready = "ready." in output or "beat: Starting" in output
+        self._ready = self._ready or self.said("ready.") or self.said("beat: Starting")
         return self._ready and self.running and self.resume_at is None
+
+    def said(self, text: str) -> bool:
+        """Whether it printed a text."""
+        return text in self._log.read_text(errors="replace")
 
     def children(self) -> list[int]:
         """Returns the ids of its pool processes."""
@@ -104,7 +109,8 @@ class Cluster:
 
     Attributes:
         store: The server in which requests wait.
-        broker: The server that is broker and result backend.
+        broker: The server that is the broker.
+        backend: The server that is the result backend.
         workers: Those that shall run.
         producers: Those that shall run.
         stuck: Producers that a call did not return to.
@@ -116,8 +122,8 @@ class Cluster:
         self._seed, self._rate = seed, rate
         self._count = 0
         self._leaving: list[Member] = []
-        self.store = EmbeddedServer(appendonly=True)
-        self.broker = EmbeddedServer(appendonly=True)
+        self.store = Store()
+        self.broker, self.backend = Place("broker"), Place("backend")
         self.workers: list[Member] = []
         self.producers: list[Member] = []
         self.beat: Member | None = None
@@ -136,22 +142,27 @@ class Cluster:
         members = [*self.workers, *self.producers, *self._leaving]
         for member in [*members, *filter(None, [self.beat])]:
             member.kill()
-        self.store.stop()
-        self.broker.stop()
+        for place in self.places:
+            place.stop()
 
     @property
-    def backend_url(self) -> str:
-        """The URL of the result backend."""
-        return self.broker.url.removesuffix("/0") + "/1"
+    def places(self) -> list[Place]:
+        """The servers."""
+        return [self.store, self.broker, self.backend]
 
     @property
     def ready(self) -> list[Member]:
         """The workers that could run a batch now."""
         return [worker for worker in self.workers if worker.ready]
 
+    @property
+    def quiet(self) -> bool:
+        """Whether the producers call no more."""
+        return not any(each.running and not each.said(CALLS_NO_MORE) for each in self.producers)
+
     def _start(self) -> None:
-        self.store.start()
-        self.broker.start()
+        for place in self.places:
+            place.start()
         for _ in range(WORKERS):
             self.start_worker()
         self.start_beat()
@@ -186,8 +197,10 @@ class Cluster:
         self.start_worker()
 
     def tick(self) -> None:
-        """Does what is due: pauses end, what has ended by itself is noted and replaced."""
+        """Does what is due: blips and pauses end, what ended by itself is noted and replaced."""
         now = time.monotonic()
+        for place in self.places:
+            place.tick()
         for worker in [*self.workers]:
             if worker.resume_at is not None and now >= worker.resume_at:
                 self.resume(worker)
@@ -211,23 +224,32 @@ class Cluster:
         worker.signal_all(signal.SIGCONT)
 
     def settle_down(self) -> None:
-        """Ends the producers, and sees to it that everything else runs."""
+        """Tells the producers to call no more, and sees to it that everything else runs."""
+        for place in self.places:
+            place.heal()
         for worker in self.workers:
             self.resume(worker)
         for producer in self.producers:
             producer.tell(signal.SIGTERM)
-        with suppress(TimeoutError):
-            self.wait(
-                lambda: not any(producer.running for producer in self.producers),
-                CALL_TIMEOUT,
-                "the producers have ended",
-            )
-        for producer in self.producers:
-            if producer.running:
-                self.stuck.append(producer.name)
-                # It writes its stack into its log.
-                producer.signal_all(signal.SIGUSR1)
         self.wait(lambda: len(self.ready) == WORKERS, START_TIMEOUT, "the workers are ready")
+
+    def end_producers(self) -> None:
+        """Waits until the producers have ended, when nothing runs any more."""
+        if not self._producers_end(TELL_TIMEOUT):
+            for producer in self.producers:
+                producer.tell(signal.SIGINT)
+        if not self._producers_end(CALL_TIMEOUT):
+            for producer in self.producers:
+                if producer.running:
+                    self.stuck.append(producer.name)
+                    # It writes its stack into its log.
+                    producer.signal_all(signal.SIGUSR1)
+
+    def _producers_end(self, timeout: float) -> bool:
+        with suppress(TimeoutError):
+            self.wait(lambda: not any(each.running for each in self.producers), timeout, "the end")
+            return True
+        return False
 
     def wait(self, until: Callable[[], bool], timeout: float, what: str) -> None:
         """Waits for a condition, and looks after the processes meanwhile.
@@ -259,7 +281,7 @@ class Cluster:
             **os.environ,
             "CHAOS_STORE": self.store.url,
             "CHAOS_BROKER": self.broker.url,
-            "CHAOS_BACKEND": self.backend_url,
+            "CHAOS_BACKEND": self.backend.url,
             FOLDER_VARIABLE: str(self._folder),
             PARENT_VARIABLE: str(os.getpid()),
             # Workers that are killed leave temporary files behind.

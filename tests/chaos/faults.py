@@ -10,40 +10,26 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeAlias
 
-from redis_batches.embedded import EmbeddedServer
+from tests.chaos import places
 from tests.chaos.cluster import Cluster, Member
+from tests.chaos.places import LAGS, Blow, Place
 from tests.chaos.tasks import LEASE
 
 Killed: TypeAlias = "tuple[int, ...] | None"
-Fault: TypeAlias = Callable[[Cluster, random.Random], Killed]
+Fault: TypeAlias = Callable[[Cluster, random.Random, Blow], Killed]
+Blip: TypeAlias = Callable[[Place, random.Random, Blow], None]
 
 #: A worker is taken away only while at least so many are ready.
 MIN_READY = 2
-#: Seconds for which a server is down: hardly, for a moment, longer than a lease.
-DOWNTIMES = (0.0, 0.2, 1.0, 1.5 * LEASE)
+#: The fault in which the newest writes may be lost.
+PROMOTION = "store_promotion"
 
 
-@dataclass(frozen=True)
-class Blow:
-    """A fault that happened.
-
-    Attributes:
-        kind: Which.
-        at: Unix time at which it began.
-        killed: Ids of processes that may have run a batch.
-    """
-
-    kind: str
-    at: float
-    killed: tuple[int, ...] = ()
-
-
-def kill_child(cluster: Cluster, dice: random.Random) -> Killed:
+def kill_child(cluster: Cluster, dice: random.Random, blow: Blow) -> Killed:
     """Kill -9 of a pool process: its worker lives, and sees it."""
     worker = _one_of(cluster, dice, 1)
     children = worker.children() if worker else []
@@ -55,7 +41,7 @@ def kill_child(cluster: Cluster, dice: random.Random) -> Killed:
     return (child,)
 
 
-def kill_worker(cluster: Cluster, dice: random.Random) -> Killed:
+def kill_worker(cluster: Cluster, dice: random.Random, blow: Blow) -> Killed:
     """Kill -9 of a worker with its pool: nobody sees it; another is started."""
     worker = _one_of(cluster, dice, MIN_READY)
     if worker is None:
@@ -67,7 +53,7 @@ def kill_worker(cluster: Cluster, dice: random.Random) -> Killed:
     return tuple(children)
 
 
-def pause_worker(cluster: Cluster, dice: random.Random) -> Killed:
+def pause_worker(cluster: Cluster, dice: random.Random, blow: Blow) -> Killed:
     """SIGSTOP of a worker with its pool for longer than its leases; then it goes on."""
     worker = _one_of(cluster, dice, MIN_READY)
     if worker is None or any(other.resume_at is not None for other in cluster.workers):
@@ -77,27 +63,40 @@ def pause_worker(cluster: Cluster, dice: random.Random) -> Killed:
     return ()
 
 
-def stop_worker(cluster: Cluster, dice: random.Random) -> Killed:
+def stop_worker(cluster: Cluster, dice: random.Random, blow: Blow) -> Killed:
     """SIGTERM of a worker, as at a deploy; another is started."""
     return _remove(cluster, dice, signal.SIGTERM)
 
 
-def quit_worker(cluster: Cluster, dice: random.Random) -> Killed:
+def quit_worker(cluster: Cluster, dice: random.Random, blow: Blow) -> Killed:
     """SIGQUIT of a worker: it does not end what it runs; another is started."""
     return _remove(cluster, dice, signal.SIGQUIT)
 
 
-def crash_store(cluster: Cluster, dice: random.Random) -> Killed:
-    """Kill -9 of the server in which requests wait; it comes back with its append-only file."""
-    return _crash(cluster.store, dice)
+def promote_replica(cluster: Cluster, dice: random.Random, blow: Blow) -> Killed:
+    """The store's replica lags; then the primary is killed, and the replica takes its place."""
+    store = cluster.store
+    if store.struck or not store.is_in_step():
+        return None
+    store.replication.hold()
+    store.strike(blow, dice.choice(LAGS), store.promote)
+    return ()
 
 
-def crash_broker(cluster: Cluster, dice: random.Random) -> Killed:
-    """Kill -9 of the server that is broker and result backend; it comes back with its data."""
-    return _crash(cluster.broker, dice)
+def _blip(place: str, strike: Blip) -> Fault:
+    """Returns the fault that does something to a server, if nothing is done to it already."""
+
+    def fault(cluster: Cluster, dice: random.Random, blow: Blow) -> Killed:
+        server: Place = getattr(cluster, place)
+        if server.struck:
+            return None
+        strike(server, dice, blow)
+        return ()
+
+    return fault
 
 
-def kill_beat(cluster: Cluster, dice: random.Random) -> Killed:
+def kill_beat(cluster: Cluster, dice: random.Random, blow: Blow) -> Killed:
     """Kill -9 of beat; another is started."""
     if cluster.beat is None or not cluster.beat.ready:
         return None
@@ -106,7 +105,7 @@ def kill_beat(cluster: Cluster, dice: random.Random) -> Killed:
     return ()
 
 
-def kill_producer(cluster: Cluster, dice: random.Random) -> Killed:
+def kill_producer(cluster: Cluster, dice: random.Random, blow: Blow) -> Killed:
     """Kill -9 of a producer, perhaps between its push and its doorbell; another is started."""
     running = [producer for producer in cluster.producers if producer.running]
     if not running:
@@ -118,17 +117,27 @@ def kill_producer(cluster: Cluster, dice: random.Random) -> Killed:
     return ()
 
 
-#: How often each fault happens, where it is possible.
-WEIGHTS: dict[Fault, int] = {
-    kill_child: 5,
-    kill_worker: 2,
-    pause_worker: 2,
-    stop_worker: 1,
-    quit_worker: 1,
-    crash_store: 3,
-    crash_broker: 2,
-    kill_beat: 1,
-    kill_producer: 1,
+#: What each server can suffer.
+_BLIPS: dict[str, tuple[Blip, ...]] = {
+    "store": (places.crash, places.cut, places.hole, places.oom, places.readonly, places.slow),
+    "broker": (places.crash, places.cut, places.hole),
+    "backend": (places.crash, places.cut, places.hole, places.oom, places.readonly, places.slow),
+}
+#: Each fault by its name, and how often it happens where it is possible.
+FAULTS: dict[str, tuple[Fault, int]] = {
+    "kill_child": (kill_child, 6),
+    "kill_worker": (kill_worker, 3),
+    "pause_worker": (pause_worker, 3),
+    "stop_worker": (stop_worker, 1),
+    "quit_worker": (quit_worker, 1),
+    "kill_beat": (kill_beat, 1),
+    "kill_producer": (kill_producer, 1),
+    PROMOTION: (promote_replica, 2),
+    **{
+        f"{place}_{strike.__name__}": (_blip(place, strike), 2)
+        for place, blips in _BLIPS.items()
+        for strike in blips
+    },
 }
 
 
@@ -139,14 +148,22 @@ class Faults:
         cluster: What is struck.
         seed: Decides which faults happen when.
         every: Seconds between two faults, at most; half of it at least.
+        kinds: The faults that may happen, by name.
 
     Attributes:
         blows: What was done so far.
     """
 
-    def __init__(self, cluster: Cluster, seed: int, every: float = 1.0) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        seed: int,
+        every: float = 1.0,
+        kinds: Collection[str] = tuple(FAULTS),
+    ) -> None:
         self._cluster = cluster
         self._every = every
+        self._kinds = kinds
         self._dice = random.Random(seed)
         self.blows: list[Blow] = []
 
@@ -156,15 +173,16 @@ class Faults:
 
     def strike(self) -> None:
         """Does the next fault that is possible."""
-        faults = dict(WEIGHTS)
-        while faults:
-            (fault,) = self._dice.choices(list(faults), list(faults.values()))
-            at = time.time()
-            killed = fault(self._cluster, self._dice)
+        weights = {kind: weight for kind, (_, weight) in FAULTS.items() if kind in self._kinds}
+        while weights:
+            (kind,) = self._dice.choices(list(weights), list(weights.values()))
+            blow = Blow(kind, time.time())
+            killed = FAULTS[kind][0](self._cluster, self._dice, blow)
             if killed is not None:
-                self.blows.append(Blow(fault.__name__, at, killed))
+                blow.killed = killed
+                self.blows.append(blow)
                 return
-            del faults[fault]
+            del weights[kind]
 
 
 def _one_of(cluster: Cluster, dice: random.Random, least: int) -> Member | None:
@@ -177,11 +195,4 @@ def _remove(cluster: Cluster, dice: random.Random, number: int) -> Killed:
     if worker is None:
         return None
     cluster.remove(worker, number)
-    return ()
-
-
-def _crash(server: EmbeddedServer, dice: random.Random) -> Killed:
-    server.kill()
-    time.sleep(dice.choice(DOWNTIMES))
-    server.start()
     return ()

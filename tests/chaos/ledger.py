@@ -10,10 +10,13 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import uuid4
+
+#: A final state, and with it the result, or the name of the exception's class.
+Outcome: TypeAlias = "tuple[str, Any]"
 
 #: Names the folder of all files.
 FOLDER_VARIABLE = "CHAOS_FOLDER"
@@ -52,19 +55,44 @@ def read_lines(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
 
 @dataclass
 class Call:
-    """One attempt of a producer to call a task.
+    """One attempt of a producer to call a task, or a call that a canvas leads to.
 
     Attributes:
         task: Short name of the task.
-        number: The argument, of which the result is the square.
+        expect: How it may end, unless it is revoked; nothing if no caller is told.
+        flow: The canvas that it is in, or itself.
+        sent: Whether the producer sends it, and not a worker that runs what leads to it.
+        at: Unix time before the call.
+        done_at: Unix time after the call, or None if its producer was killed.
         task_id: The id under which it was accepted, or None.
         error: What the call raised, or "": then it was accepted, or its producer was killed.
+        revokes: When somebody began to revoke it and when he was done, or None: Unix times.
     """
 
     task: str
-    number: int
+    expect: list[Outcome] = field(default_factory=list)
+    flow: str = ""
+    sent: bool = True
+    at: float = 0.0
+    done_at: float | None = None
     task_id: str | None = None
     error: str = ""
+    revokes: list[tuple[float, float | None]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What a caller who waited was told.
+
+    Attributes:
+        call: The call's id.
+        seconds: How long it took from the call on.
+        outcome: What it got, or None: nothing in time.
+    """
+
+    call: str
+    seconds: float
+    outcome: Outcome | None
 
 
 @dataclass
@@ -82,6 +110,7 @@ class Run:
         retries: How often each was retried before.
         waited: Seconds that each had waited.
         ended: Whether the function ended by itself.
+        ended_at: Unix time at which it did, or 0.
     """
 
     task: str
@@ -94,6 +123,7 @@ class Run:
     retries: list[int] = field(default_factory=list)
     waited: list[float] = field(default_factory=list)
     ended: bool = False
+    ended_at: float = 0.0
 
 
 def read_calls(folder: Path) -> dict[str, Call]:
@@ -102,10 +132,26 @@ def read_calls(folder: Path) -> dict[str, Call]:
     for line in read_lines(folder, "calls"):
         key = line.pop("call")
         if "task" in line:
-            calls[key] = Call(**line)
+            expect = [(state, value) for state, value in line.pop("expect")]
+            calls[key] = Call(**{"flow": key, **line, "expect": expect})
         else:
-            calls[key].task_id, calls[key].error = line["task_id"], line["error"]
+            calls[key] = replace(calls[key], **line)
+    for line in read_lines(folder, "revokes"):
+        calls[line["call"]].revokes.append((line["at"], line["done_at"]))
     return calls
+
+
+def read_waits(folder: Path) -> list[Wait]:
+    """Returns what everybody who waited was told."""
+    return [
+        Wait(line["call"], line["seconds"], tuple(line["outcome"]) if line["outcome"] else None)
+        for line in read_lines(folder, "waits")
+    ]
+
+
+def read_notes(folder: Path) -> list[str]:
+    """Returns the ids of the calls of the task that is no batch task, one for each run of them."""
+    return [line["call"] for line in read_lines(folder, "notes")]
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -116,7 +162,7 @@ def read_runs(folder: Path) -> list[Run]:
         if "calls" in line:
             runs[key] = Run(**line)
         else:
-            runs[key].ended = True
+            runs[key].ended, runs[key].ended_at = True, line["ended_at"]
     return sorted(runs.values(), key=lambda run: run.at)
 
 
@@ -133,7 +179,7 @@ class Recorded:
             "task": batch.task.name.rpartition(".")[2],
             "fence": batch.fence,
             "at": now,
-            "calls": [request.args[0] for request in requests],
+            "calls": [request.kwargs.get("call") or request.args[0] for request in requests],
             "attempts": [request.attempt for request in requests],
             "retries": [request.retries for request in requests],
             "waited": [now - request.enqueued_at.timestamp() for request in requests],
@@ -143,4 +189,4 @@ class Recorded:
         self._log.write([{**self._who, **self._what}])
 
     def __exit__(self, *exc_info: object) -> None:
-        self._log.write([self._who])
+        self._log.write([{**self._who, "ended_at": time.time()}])

@@ -10,7 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.check import EXAMPLES, Report
+from tests.chaos.check import EXAMPLES
+from tests.chaos.evidence import Report
 
 
 def as_json(report: Report, **more: object) -> str:
@@ -27,7 +28,7 @@ def show(console: Console, report: Report) -> None:
     """Prints the table and the verdict."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column(width=29)
-    table.add_column(justify="right", width=16)
+    table.add_column(justify="right", width=20)
     for name, figure in report.figures.items():
         table.add_row(name, "-" if figure is None else f"{figure:,}")
     table.add_section()
@@ -35,7 +36,8 @@ def show(console: Console, report: Report) -> None:
         table.add_row(name, f"[bold red]{len(found):,}[/]" if found else "[green]0[/]")
     table.add_section()
     for name, count in sorted(report.faults.items()):
-        table.add_row(name, f"{count:,}")
+        hits = f" ({report.hits[name]:,} hit)" if report.hits[name] else ""
+        table.add_row(name, f"{count:,}{hits}")
     console.print(table)
     for error, count in report.errors.items():
         console.print(f"{count:,} calls raised {error}", markup=False, soft_wrap=True)

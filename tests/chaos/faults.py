@@ -132,7 +132,7 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "quit_worker": (quit_worker, 1),
     "kill_beat": (kill_beat, 1),
     "kill_producer": (kill_producer, 1),
-    PROMOTION: (promote_replica, 2),
+    PROMOTION: (promote_replica, 4),
     **{
         f"{place}_{strike.__name__}": (_blip(place, strike), 2)
         for place, blips in _BLIPS.items()

@@ -158,7 +158,7 @@ class _End(asyncio.Protocol):
             self.reset()
 
     def data_received(self, data: bytes) -> None:
-        self.pair.owed = not self._replies
+        self.pair.owed |= not self._replies
         self.kept.append(data)
         self.flow()
 
@@ -174,6 +174,7 @@ class _End(asyncio.Protocol):
         if self.kept:
             sink.writelines(self.kept)
             self.kept.clear()
+            self.pair.owed &= not self._replies
         if self._ended:
             sink.close()
             self.pair.link.forget(self.pair)

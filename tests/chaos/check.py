@@ -24,6 +24,8 @@ RESTART = 5.0
 CALL_BOUND = 30.0
 #: The first word of the faults of servers.
 SERVERS = ("store", "broker", "backend")
+#: What a call may raise: errors of this package, which are kombu's `OperationalError`.
+ERRORS = ("StoreError", "OutOfMemory")
 #: Ids that a report names of each kind.
 EXAMPLES = 20
 
@@ -48,6 +50,7 @@ def check(evidence: Evidence) -> Report:
         "oversize": [run.token for run in evidence.runs if _is_oversize(run)],
         "settled twice or never": [*_miscounted(evidence, answers)],
         "calls that did not return": [*evidence.stuck, *_slow_calls(evidence)],
+        "calls that raised something else": [*_odd_errors(evidence)],
         "too many duplicates": _too_many(evidence, answers),
         "stray keys": [f"{key}: {value}" for key, value in evidence.strays.items()],
         "not drained": [] if evidence.drained is not None else ["requests still wait or run"],
@@ -108,7 +111,7 @@ def _times(evidence: Evidence) -> dict[str, float | int | None]:
     recoveries = [seconds for seconds, _ in found]
     undisturbed = [seconds for seconds, alone in found if alone]
     waits = [max(run.waited) for run in evidence.runs if run.attempts[0] == 1]
-    told = [wait.seconds for wait in evidence.waits]
+    told = [wait.seconds for wait in evidence.waits if wait.outcome]
     calls = [call.done_at - call.at for call in evidence.calls.values() if call.done_at]
     return {
         "late batches": sum(_is_late(run) for run in evidence.runs),
@@ -200,6 +203,13 @@ def _miscounted(evidence: Evidence, answers: Answers) -> Iterable[str]:
         ended = stats["acked"] + stats["dead"] + stats["dropped"]
         if stats["pushed"] != ended or abs(stored[task] - ended) > touched[task]:
             yield f"{task}: {stored[task]} stored, {dict(stats)}"
+
+
+def _odd_errors(evidence: Evidence) -> Iterable[str]:
+    """Yields errors that no caller expects; those of canvases may come from the result backend."""
+    for key, call in evidence.calls.items():
+        if call.flow == key and call.error and call.error.partition(":")[0] not in ERRORS:
+            yield f"{call.task} {key}: {_brief(call.error)}"
 
 
 def _slow_calls(evidence: Evidence) -> Iterable[str]:

@@ -113,7 +113,7 @@ class Cluster:
         backend: The server that is the result backend.
         workers: Those that shall run.
         producers: Those that shall run.
-        stuck: Producers that a call did not return to.
+        stuck: Producers that a call did not return to, or that it ended.
         surprises: What happened to a process without being done to it.
     """
 
@@ -198,18 +198,11 @@ class Cluster:
 
     def tick(self) -> None:
         """Does what is due: blips and pauses end, what ended by itself is noted and replaced."""
-        now = time.monotonic()
         for place in self.places:
             place.tick()
-        for worker in [*self.workers]:
-            if worker.resume_at is not None and now >= worker.resume_at:
-                self.resume(worker)
-            if not worker.running:
-                self.surprises.append(f"{worker.name} ended by itself")
-                self.workers.remove(worker)
-                self.start_worker()
+        self._tend_workers()
         for member in [*self._leaving]:
-            if member.told_at is not None and now > member.told_at + SHUTDOWN_TIMEOUT:
+            if member.told_at is not None and time.monotonic() > member.told_at + SHUTDOWN_TIMEOUT:
                 self.surprises.append(f"{member.name} did not end in {SHUTDOWN_TIMEOUT:.0f} s")
                 member.kill()
             if not member.running:
@@ -217,6 +210,17 @@ class Cluster:
         if self.beat is not None and not self.beat.running:
             self.surprises.append(f"{self.beat.name} ended by itself")
             self.start_beat()
+        ended = [each.name for each in self.producers if not each.running and each.told_at is None]
+        self.stuck += [name for name in ended if name not in self.stuck]
+
+    def _tend_workers(self) -> None:
+        for worker in [*self.workers]:
+            if worker.resume_at is not None and time.monotonic() >= worker.resume_at:
+                self.resume(worker)
+            if not worker.running:
+                self.surprises.append(f"{worker.name} ended by itself")
+                self.workers.remove(worker)
+                self.start_worker()
 
     def resume(self, worker: Member) -> None:
         """Lets a worker that was stopped go on."""

@@ -46,7 +46,7 @@ class Evidence:
         samples: What the store held while it went on, and at the end.
         drained: Seconds from the last fault until nothing was left to run, or None.
         doorbells: The most that waited in the broker at a time.
-        stuck: Producers that a call did not return to.
+        stuck: Producers that a call did not return to, or that it ended.
         surprises: What happened to processes by itself.
     """
 

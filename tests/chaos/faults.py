@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from typing import TypeAlias
 
 from tests.chaos import places
@@ -79,7 +80,7 @@ def promote_replica(cluster: Cluster, dice: random.Random, blow: Blow) -> Killed
     if store.struck or not store.is_in_step():
         return None
     store.replication.hold()
-    store.strike(blow, dice.choice(LAGS), store.promote)
+    store.strike(blow, dice.choice(LAGS), partial(store.promote, blow))
     return ()
 
 

@@ -109,8 +109,8 @@ class Place:
         """Ends a blip at once."""
         if self._blow is not None:
             blow, self._blow = self._blow, None
-            blow.until = time.time()
             blow.hits = self._undo()
+            blow.until = blow.until or time.time()
 
 
 class Store(Place):
@@ -146,13 +146,15 @@ class Store(Place):
         up = told.get("master_link_status") == "up"
         return up and not told["aof_rewrite_in_progress"] and not told.get("aof_rewrite_scheduled")
 
-    def promote(self) -> int:
+    def promote(self, blow: Blow) -> int:
         """Kills the primary, and lets the replica take its place; returns how many bytes are lost.
 
-        What the replica had not received is lost, as with any failover of Redis.
+        What the replica had not received is lost, as with any failover of Redis: nothing that is
+        written after the kill, so that is when the fault ends.
         """
         written = self.client.info("replication")["master_repl_offset"]
         self.server.kill()
+        blow.until = time.time()
         self.replication.cut()
         heir = client_of(self.replica)
         received = heir.info("replication")["slave_repl_offset"]

@@ -105,8 +105,9 @@ class Producer:
             at = time.time()
             try:
                 results, error = getattr(tasks, task).delay_many(calls), ""
-            except BatchesError as exc:
-                results, error = exc.accepted, f"{type(exc).__name__}: {exc}"
+            except Exception as exc:
+                accepted = exc.accepted if isinstance(exc, BatchesError) else []
+                results, error = accepted, _text(exc)
             for (key, _, _), result in zip_longest(calls, results):
                 task_id = result.id if result else None
                 lines.append({**_answered(key, task_id, "" if task_id else error), "at": at})
@@ -130,7 +131,7 @@ class Producer:
         try:
             result = called.apply_async((key, number, trouble), task_id=own_id, countdown=delay)
         except Exception as exc:
-            return {**_answered(key, None, f"{type(exc).__name__}: {exc}"), "at": at}
+            return {**_answered(key, None, _text(exc)), "at": at}
         return {**_answered(key, result.id, ""), "at": at}
 
     def _follow_up(self, key: str, task: str, line: dict[str, Any]) -> None:
@@ -153,7 +154,7 @@ class Producer:
         try:
             flow.canvas.apply_async()
         except Exception as exc:
-            error = f"{type(exc).__name__}: {exc}"
+            error = _text(exc)
         ids = [(line["call"], line["call"] if not error else None) for line in flow.lines]
         self._log.write((_answered(key, task_id, error) for key, task_id in ids), sync=False)
         if error:
@@ -162,6 +163,10 @@ class Producer:
         if revoked:
             self._waiters.revoke(revoked, names[revoked], revoked, at, delay, broadcast)
         self._waiters.wait([(key, names[key], key) for key in flow.waits], at)
+
+
+def _text(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {exc}"
 
 
 def _answered(key: str, task_id: str | None, error: str) -> dict[str, Any]:

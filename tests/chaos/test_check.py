@@ -82,7 +82,7 @@ WRONG: dict[str, list[dict[str, Any]]] = {
         {"answers": {**ANSWERS, "call-0": ("RETRY", "Again")}},
         {"waits": [Wait("call-1", 90.0, None)]},
         {
-            "calls": changed("call-0", task_id=None, error="StoreError"),
+            "calls": changed("call-0", task_id=None, error="StoreError: down"),
             "answers": {**ANSWERS, "call-0": ("STARTED", None)},
         },
     ],
@@ -97,6 +97,9 @@ WRONG: dict[str, list[dict[str, Any]]] = {
     "calls that did not return": [
         {"stuck": ["producer-1"]},
         {"calls": changed("call-0", done_at=CALL_BOUND + 1)},
+    ],
+    "calls that raised something else": [
+        {"calls": changed("call-0", task_id=None, error="ValueError: I/O operation")},
     ],
     "wrong results": [
         {"answers": {**ANSWERS, "call-2": ("SUCCESS", 5)}},
@@ -134,7 +137,7 @@ def test_each_violation_is_seen(name: str, case: dict[str, Any]) -> None:
 
 def test_a_call_of_unknown_outcome_may_have_any() -> None:
     """Whether it was stored, nobody knows: it may have run, or not."""
-    calls = changed("call-0", task_id=None, error="StoreError")
+    calls = changed("call-0", task_id=None, error="StoreError: down")
     rest = run_of("call-1", "call-2")
     answers = {**ANSWERS, "call-0": ("PENDING", None)}
     stats = {"square": {**SETTLED, "pushed": 2, "acked": 2}}

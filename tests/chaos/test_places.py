@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -151,7 +152,7 @@ def test_a_promotion_loses_the_newest_writes_alone(store: Store) -> None:
     store.replication.hold()
     client.set("new", 1)
     blow = Blow("store_promotion", 0.0)
-    store.strike(blow, 0.0, store.promote)
+    store.strike(blow, 0.0, partial(store.promote, blow))
     store.tick()
 
     assert blow.hits > 0

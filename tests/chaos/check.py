@@ -50,7 +50,7 @@ def check(evidence: Evidence) -> Report:
         "oversize": [run.token for run in evidence.runs if _is_oversize(run)],
         "settled twice or never": [*_miscounted(evidence, answers)],
         "calls that did not return": [*evidence.stuck, *_slow_calls(evidence)],
-        "calls that raised something else": [*_odd_errors(evidence)],
+        "odd errors of calls": [*_odd_errors(evidence)],
         "too many duplicates": _too_many(evidence, answers),
         "stray keys": [f"{key}: {value}" for key, value in evidence.strays.items()],
         "not drained": [] if evidence.drained is not None else ["requests still wait or run"],

@@ -62,9 +62,9 @@ class Maker:
         number, lot = self._dice.randrange(1000), self._dice.random()
         trouble = tasks.REFUSED if fails and lot < REFUSED_SHARE else ""
         trouble = tasks.ALONE if lot > 1 - ALONE_SHARE else trouble
-        state, value = before or ("SUCCESS", 0)
-        outcome = REFUSED if trouble == tasks.REFUSED else ("SUCCESS", value + number)
-        outcome = outcome if state == "SUCCESS" else (state, value)
+        outcome = before or ("SUCCESS", 0)
+        if outcome[0] == "SUCCESS":
+            outcome = REFUSED if trouble == tasks.REFUSED else ("SUCCESS", outcome[1] + number)
         key = self._write("add", outcome, sent)
         return tasks.add.s(number, call=key, trouble=trouble).set(task_id=key), outcome
 

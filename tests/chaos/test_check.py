@@ -98,7 +98,7 @@ WRONG: dict[str, list[dict[str, Any]]] = {
         {"stuck": ["producer-1"]},
         {"calls": changed("call-0", done_at=CALL_BOUND + 1)},
     ],
-    "calls that raised something else": [
+    "odd errors of calls": [
         {"calls": changed("call-0", task_id=None, error="ValueError: I/O operation")},
     ],
     "wrong results": [

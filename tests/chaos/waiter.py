@@ -108,7 +108,7 @@ class Waiters:
         self._waiting.update(dict.fromkeys(keys, at))
         self._write(keys, at, _outcomes(calls, at + PATIENCE))
         for key in keys:
-            del self._waiting[key]
+            self._waiting.pop(key, None)
 
     def _write(self, keys: Sequence[str], at: float, outcomes: Sequence[Outcome | None]) -> None:
         seconds = round(time.time() - at, 3)

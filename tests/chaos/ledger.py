@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeAlias
 from uuid import uuid4
 
@@ -33,15 +34,18 @@ class Log:
         self._kind = kind
         self._pid = 0
         self._file = -1
+        self._lock = Lock()
 
     def write(self, lines: Iterable[Mapping[str, Any]], *, sync: bool = True) -> None:
         """Appends lines; with `sync` they are on the disk when it returns."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            name = f"{self._kind}-{self._pid}-{uuid4().hex[:8]}.jsonl"
-            path = Path(os.environ[FOLDER_VARIABLE]) / name
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(self._file, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        with self._lock:
+            if self._pid != os.getpid():
+                name = f"{self._kind}-{os.getpid()}-{uuid4().hex[:8]}.jsonl"
+                path = Path(os.environ[FOLDER_VARIABLE]) / name
+                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+                self._pid = os.getpid()
+            os.write(self._file, text)
         if sync:
             os.fsync(self._file)
 

@@ -38,7 +38,16 @@ _NEAREST = {
     "batch": ["tests/unit/test_runner.py", "tests/properties/test_untold.py"],
     "canceller": ["tests/lua/test_cancel.py", "tests/unit/test_revoke.py"],
     "codec": ["tests/unit/test_codec.py"],
-    "connection": ["tests/integration/test_connection.py"],
+    "address": ["tests/unit/test_address.py"],
+    "committer": ["tests/unit/test_committer.py", "tests/integration/test_deadline.py"],
+    "connection": ["tests/unit/test_address.py", "tests/integration/test_topologies.py"],
+    "deadline": ["tests/integration/test_deadline.py"],
+    "driver": [
+        "tests/unit/test_connection.py",
+        "tests/integration/test_connection.py",
+        "tests/integration/test_deadline.py",
+        "tests/integration/test_topologies.py",
+    ],
     "completion": ["tests/unit/test_runner.py", "tests/integration/test_results.py"],
     "doorbell": ["tests/unit/test_doorbell.py"],
     "heartbeat": ["tests/unit/test_heartbeat.py"],
@@ -47,7 +56,9 @@ _NEAREST = {
     # Also lua/results/store.lua.
     "results": ["tests/integration/test_results.py"],
     "pacing": ["tests/unit/test_pacing.py"],
+    "refusal": ["tests/integration/test_server_faults.py"],
     "remote": ["tests/unit/test_revoke.py"],
+    "replication": ["tests/integration/test_replicas.py"],
     "revoke": ["tests/unit/test_revoke.py"],
     "runner": [
         "tests/unit/test_runner.py",

@@ -30,6 +30,7 @@ MADE: list[errors.BatchesError] = [
     errors.InvalidTaskId(ODD),
     errors.UnusableCall(3, 2, TypeError("no number")),
     errors.DuplicateTaskId("an-id"),
+    errors.NotReplicated("shop.click", 1),
     errors.BacklogFull("shop.click", 1000, ["a", "b"]),
     errors.PutBackTooOften("shop.click", "a", 100, "Reject()"),
     errors.LeaseLost("why"),

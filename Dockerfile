@@ -4,7 +4,7 @@ WORKDIR /app
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY redis_batches redis_batches
 COPY lua lua
-RUN pip install --no-cache-dir -c constraints.txt ".[demo]"
+RUN pip install --no-cache-dir -c constraints.txt .
 COPY examples examples
 
 RUN useradd --create-home app

@@ -22,8 +22,8 @@ _NO_MESSAGE = "left out: a call waits in Redis, so no broker message has it"
 #: Options of a broker's message that no call can have, and what to do instead.
 _REFUSED = {
     "expiration": "left out: `expires` says until when a call may run",
-    "timeout": "left out: `redis_batches_timeout` says how long Redis is waited for",
-    "confirm_timeout": "left out: `redis_batches_timeout` says how long Redis is waited for",
+    "timeout": "left out: `redis_batches_deadline` says how long Redis is waited for",
+    "confirm_timeout": "left out: `redis_batches_deadline` says how long Redis is waited for",
     "declare": "left out: the queue that a call is routed to is declared",
     "mandatory": _NO_MESSAGE,
     "immediate": _NO_MESSAGE,

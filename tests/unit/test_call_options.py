@@ -185,7 +185,7 @@ def _celerys_request(app: Celery, message: Any) -> Request:
         ({"time_limit": 5}, "time_limit is 5, but must be set on the task"),
         ({"soft_time_limit": 5}, "soft_time_limit is 5, but must be set on the task"),
         ({"expiration": 5}, "expiration is 5, but must be left out: `expires`"),
-        ({"timeout": 5}, "timeout is 5, but must be left out: `redis_batches_timeout`"),
+        ({"timeout": 5}, "timeout is 5, but must be left out: `redis_batches_deadline`"),
         ({"confirm_timeout": 5}, "confirm_timeout is 5, but must be left out"),
         ({"declare": ["q"]}, "declare is .* the queue that a call is routed to is declared"),
         ({"mandatory": True}, "mandatory is True, but must be left out: a call waits in Redis"),

@@ -91,7 +91,9 @@ class Strategy:
             consumer.event_dispatcher,
             app=app,
         )
-        self._hold: Hold[Arrival] = Hold(consumer, task.name, self._store, self._drain)
+        self._hold: Hold[Arrival] = Hold(
+            consumer, task.name, self._store, self._drain, runtime_of(app).quiet
+        )
         #: Arrivals of each group since it was last rung for.
         self._silent: Counter[str] = Counter()
         self._local = 0

@@ -9,8 +9,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from celery.utils.log import get_logger
 
-from redis_batches.errors import BacklogFull, BatchesError
+from redis_batches.errors import BacklogFull, BatchesError, StoreError
 from redis_batches.model import Group
+from redis_batches.outage import Quiet
+from redis_batches.refusal import passes_by_itself
 
 logger = get_logger(__name__)
 
@@ -47,6 +49,7 @@ class Hold(Generic[_T]):
         store: Stores a call, or raises BacklogFull or another BatchesError.
         drain: Called with a group's id while its backlog is full: its doorbells may be in the
             broker behind messages that are not delivered before those held are acknowledged.
+        quiet: Says when it may be logged again that Redis cannot be reached, for all tasks.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Hold(Generic[_T]):
         task: str,
         store: Callable[[_T], None],
         drain: Callable[[str], None],
+        quiet: Quiet | None = None,
     ) -> None:
         self._consumer, self._connection = consumer, consumer.connection
         self._task, self._store, self._drain = task, store, drain
@@ -62,6 +66,7 @@ class Hold(Generic[_T]):
         self._extra = 0
         self._pause = FIRST_PAUSE
         self._warned = -QUIET
+        self._quiet = quiet or Quiet()
 
     def take(self, call: _T) -> None:
         """Stores a call, or holds it behind those that are held already."""
@@ -112,7 +117,10 @@ class Hold(Generic[_T]):
             return False
         except BatchesError as exc:
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
-            self._warn(exc)
+            if not (isinstance(exc, StoreError) and passes_by_itself(exc)):
+                self._warn(exc)
+            elif self._quiet.may_say("hold"):
+                logger.warning("what arrives for batch tasks is held, and tried again: %s", exc)
             return False
         self._pause = FIRST_PAUSE
         return True

@@ -57,7 +57,8 @@ def _revoke(original: Callable[..., Any]) -> Callable[..., Any]:
             places = _cancel(state.app, ids)
         except BatchesError as exc:
             # Celery would store REVOKED for what may run: it has its turn when Redis is back.
-            logger.warning("cannot revoke yet, it is tried again: %s", exc)
+            if runtime_of(state.app).quiet.may_say("revoke"):
+                logger.warning("cannot revoke yet, it is tried again: %s", exc)
             worker_state.revoked.update(ids)
             options = {"terminate": terminate, "signal": signal, **kwargs}
             state.consumer.timer.call_after(RETRY_DELAY, command, (state, task_id), options)
@@ -129,7 +130,8 @@ def _search(state: Any, stamps: Mapping[str, Any]) -> None:
         except StopIteration:
             return
         except BatchesError as exc:
-            logger.warning("cannot revoke by stamps yet, it is tried again: %s", exc)
+            if runtime_of(app).quiet.may_say("revoke by stamps"):
+                logger.warning("cannot revoke by stamps yet, it is tried again: %s", exc)
             timer.call_after(RETRY_DELAY, go_on, (steps(),))
         else:
             timer.call_after(0.0, go_on, (search,))

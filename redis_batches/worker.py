@@ -76,7 +76,8 @@ class SweepTask(Task):  # type: ignore[type-arg]
             if not runtime_of(self.app).registry.knock():
                 return None
         except BatchesError as exc:
-            logger.warning("no sweep can be sent: %s", exc)
+            if runtime_of(self.app).quiet.may_say("beat"):
+                logger.warning("no sweep can be sent: %s", exc)
             return None
         options.setdefault("queue", _sweep_queue(self.app))
         return super().apply_async(*args, **options)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from redis_batches.errors import StoreError
+from redis_batches.errors import StoreError, Unanswered
 from redis_batches.model import Bells, Group, Swept, Trigger
 from redis_batches.store import Store
 from redis_batches.sweeper import Served, Sweeper
@@ -533,3 +533,23 @@ def test_workers_that_start_one_after_another_do_not_flood_the_broker(
             ack_all(lease)
 
     assert len(rung) <= 16 + 5
+
+
+def test_one_outage_is_one_line_of_the_log(
+    store: Store, belfry: Belfry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the number of tasks and ticks; what is another task's own error is named, too."""
+
+    def sweep(asked: Store, *_: object, **__: object) -> None:
+        if asked.task == "wrong":
+            raise StoreError("Redis refused to sweep: WRONGTYPE")
+        raise Unanswered("Redis", 1)
+
+    monkeypatch.setattr(Store, "sweep", sweep)
+    stores = [Store(store.client, store.settings, f"task-{number}") for number in range(30)]
+    sweeper = sweeper_of(belfry, *stores, Store(store.client, store.settings, "wrong"))
+    for _ in range(5):
+        sweeper.tick()
+
+    assert caplog.text.count("cannot sweep task-") == 1
+    assert caplog.text.count("cannot sweep wrong") == 1

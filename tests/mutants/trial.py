@@ -35,7 +35,11 @@ Tests: TypeAlias = tuple[str, ...]
 
 #: The tests that are about a module of the package; those about a script have its name.
 _NEAREST = {
-    "batch": ["tests/unit/test_runner.py", "tests/properties/test_untold.py"],
+    "batch": [
+        "tests/unit/test_endings.py",
+        "tests/unit/test_runner.py",
+        "tests/properties/test_untold.py",
+    ],
     "canceller": ["tests/lua/test_cancel.py", "tests/unit/test_revoke.py"],
     "codec": ["tests/unit/test_codec.py"],
     "address": ["tests/unit/test_address.py"],
@@ -43,23 +47,36 @@ _NEAREST = {
     "connection": ["tests/unit/test_address.py", "tests/integration/test_topologies.py"],
     "deadline": ["tests/integration/test_deadline.py"],
     "driver": [
+        "tests/unit/test_outage.py",
         "tests/unit/test_connection.py",
         "tests/integration/test_connection.py",
         "tests/integration/test_deadline.py",
         "tests/integration/test_topologies.py",
     ],
-    "completion": ["tests/unit/test_runner.py", "tests/integration/test_results.py"],
+    "chords": ["tests/unit/test_endings.py"],
+    "completion": [
+        "tests/unit/test_endings.py",
+        "tests/unit/test_runner.py",
+        "tests/integration/test_results.py",
+    ],
     "doorbell": ["tests/unit/test_doorbell.py"],
+    "endings": ["tests/unit/test_endings.py"],
     "heartbeat": ["tests/unit/test_heartbeat.py"],
+    "hold": ["tests/unit/test_hold.py"],
     "inspector": ["tests/lua/test_inspector.py"],
     "lease": ["tests/lua/test_ack.py", "tests/lua/test_release.py", "tests/lua/test_extend.py"],
     # Also lua/results/store.lua.
     "results": ["tests/integration/test_results.py"],
+    "outage": ["tests/unit/test_outage.py"],
     "pacing": ["tests/unit/test_pacing.py"],
     "refusal": ["tests/integration/test_server_faults.py"],
+    "publisher": ["tests/unit/test_publisher.py"],
+    "registry": ["tests/lua/test_registry.py", "tests/unit/test_worker.py"],
     "remote": ["tests/unit/test_revoke.py"],
     "replication": ["tests/integration/test_replicas.py"],
     "revoke": ["tests/unit/test_revoke.py"],
+    "ringer": ["tests/unit/test_ringer.py"],
+    "runtime": ["tests/unit/test_doorbell.py"],
     "runner": [
         "tests/unit/test_runner.py",
         "tests/unit/test_revoke.py",
@@ -68,6 +85,7 @@ _NEAREST = {
     "scripts": ["tests/lua/test_scripts.py"],
     "store": ["tests/lua/test_claim.py", "tests/lua/test_scripts.py", "tests/lua/test_promote.py"],
     "sweeper": ["tests/lua/test_sweep.py"],
+    "threads": ["tests/unit/test_threads.py"],
     "worker": ["tests/unit/test_worker.py"],
 }
 

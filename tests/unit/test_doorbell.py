@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
+from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 
 from redis_batches import doorbell
 from redis_batches.doorbell import is_token_of, new_token
+from redis_batches.model import Bells
+from redis_batches.runtime import _inherited, runtime_of
 from tests.properties.inprocess import in_process
 
 
@@ -32,6 +37,89 @@ def test_a_broker_that_is_down_does_not_fail_the_caller(monkeypatch: pytest.Monk
         here.task.delay()
 
         assert here.task.stats()["waiting"] == 1
+
+
+def test_the_main_thread_of_a_worker_does_not_wait_for_the_broker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread publishes what it rings; other threads, and who chose a producer, publish alone."""
+    threads = []
+    with in_process(nothing, 1) as here, monkeypatch.context() as patch:
+        app = here.task.app
+        runtime = runtime_of(app)
+        runtime.start_ringer(lambda task, bells, _: doorbell.ring_now(app, task, bells))
+        patch.setattr(doorbell, "_publish", lambda *_: threads.append(threading.current_thread()))
+        here.task.delay()
+        assert runtime.ringer is not None
+        assert runtime.ringer.drain(10)
+        other = threading.Thread(target=here.task.delay)
+        other.start()
+        other.join(10)
+        with app.producer_pool.acquire() as producer:
+            here.task.apply_async(producer=producer)
+
+    assert threads[0].name == "redis_batches-ringer"
+    assert threads[1:] == [other, threading.main_thread()]
+
+
+def test_a_child_has_neither_the_ringer_nor_the_connections_of_its_parent(app: Celery) -> None:
+    """It may not even close them: they are the parent's."""
+    runtime = runtime_of(app)
+    ringer, publisher = runtime.start_ringer(lambda *_: None), runtime.publisher
+    assert (runtime.ringer, runtime.publisher) == (ringer, publisher)
+    runtime._pid = -1
+
+    assert runtime.ringer is None
+    assert runtime.publisher is not publisher
+    assert publisher in _inherited
+
+
+def test_a_broker_that_is_down_is_named_once_a_minute(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not once for each doorbell."""
+
+    def refuse(*_: Any) -> None:
+        raise ConnectionRefusedError("the broker is down")
+
+    monkeypatch.setattr(doorbell, "_publish", refuse)
+    for number in range(30):
+        doorbell.ring(app, f"shop.{number}", Bells("group", "", 3, 0))
+
+    assert caplog.text.count("cannot ring for") == 1
+    assert "the broker is down" in caplog.text
+
+
+def test_many_doorbells_take_no_longer_than_a_few_seconds(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However slowly the broker answers each of them."""
+    now, rung = 0.0, []
+
+    def publish(*_: Any) -> None:
+        nonlocal now
+        rung.append(now)
+        now += 1.0
+
+    monkeypatch.setattr(doorbell, "_publish", publish)
+    monkeypatch.setattr(doorbell, "monotonic", lambda: now)
+    doorbell.ring(app, "shop.click", Bells("group", "", 16, 0))
+
+    assert len(rung) == doorbell.DEADLINE + 1
+    assert "the broker took more than 5 s" in caplog.text
+
+
+def test_a_soft_time_limit_is_not_taken_for_an_error_of_the_broker(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the run's to see."""
+
+    def publish(*_: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    monkeypatch.setattr(doorbell, "_publish", publish)
+    with pytest.raises(SoftTimeLimitExceeded):
+        doorbell.ring(app, "shop.click", Bells("group", "", 1, 0))
 
 
 def nothing(requests: list[Any]) -> None:

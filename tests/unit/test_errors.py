@@ -29,6 +29,7 @@ MADE: list[errors.BatchesError] = [
     errors.PayloadTooLarge(2000, 1000),
     errors.InvalidTaskId(ODD),
     errors.UnusableCall(3, 2, TypeError("no number")),
+    errors.NotReplicated("shop.click", 1),
     errors.DuplicateTaskId("an-id"),
     errors.NotReplicated("shop.click", 1),
     errors.BacklogFull("shop.click", 1000, ["a", "b"]),

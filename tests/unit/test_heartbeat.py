@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import fakeredis
 import pytest
 
@@ -11,6 +14,28 @@ from redis_batches.lease import Lease
 from redis_batches.store import Store
 from tests.conftest import Clock, wait_until
 from tests.lua.steps import GROUP, LEASE_MS, SECOND, TRIGGER, push_and_claim, read
+
+#: Whether a lease is kept, by a store of the thread's own, while the only greenlet computes.
+PROGRAM = """
+from gevent import monkey
+monkey.patch_all()
+from time import monotonic
+from types import SimpleNamespace
+from redis_batches.heartbeat import Heartbeat
+asked = []
+lease = SimpleNamespace(token="t", task="shop.click", lost=False, overdue=False)
+def extend(store):
+    asked.append(store)
+    if len(asked) == 2:
+        raise ConnectionError("lost")
+    return True
+lease.extend = extend
+with Heartbeat(0.01, lambda task: f"store of {task}").keep(lease):
+    until = monotonic() + 20
+    while len(asked) < 3 and monotonic() < until:
+        pass
+print(set(asked))
+"""
 
 
 @pytest.fixture
@@ -65,3 +90,12 @@ def test_a_lease_that_was_lost_is_left_alone(stores: list[Store]) -> None:
         heartbeat.tick()
         assert lease.lost
         assert heartbeat.tick() == 60
+
+
+def test_a_lease_is_kept_though_no_greenlet_yields() -> None:
+    """By a real thread with a store of its own, whose lines a greenlet logs."""
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert done.stdout.strip() == "{'store of shop.click'}", done.stderr
+    assert "could not extend the lease on batch t" in done.stderr

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from redis_batches.errors import BacklogFull
+from redis_batches.errors import BacklogFull, Unanswered
 from redis_batches.hold import Hold
 from redis_batches.model import Group
+from redis_batches.outage import Quiet
 
 
 class Consumer:
@@ -66,3 +67,19 @@ def test_an_error_that_nobody_expects_holds_nothing_for_ever(
 
     assert stored == ["a", "b"]
     assert consumer.timers == []
+
+
+def test_one_outage_is_named_once_for_all_tasks(caplog: pytest.LogCaptureFixture) -> None:
+    """Not once for each of them."""
+
+    def store(_: Any) -> None:
+        raise Unanswered("Redis", 5)
+
+    consumer, quiet = Consumer(), Quiet()
+    for name in "abc":
+        hold: Hold[Any] = Hold(consumer, name, store, lambda _: None, quiet)
+        hold.take(call(name))
+        hold.tick()
+
+    assert len(caplog.records) == 1
+    assert "Redis did not answer" in caplog.text

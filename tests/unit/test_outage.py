@@ -6,8 +6,13 @@ from contextlib import suppress
 
 import pytest
 
+from redis_batches.config import Settings
+from redis_batches.connection import connect
+from redis_batches.driver import guard
 from redis_batches.errors import StoreError, Unanswered
 from redis_batches.outage import Breaker, Quiet
+from redis_batches.refusal import passes_by_itself
+from redis_batches.store import Store
 
 
 class Time:
@@ -103,7 +108,7 @@ def test_an_interrupted_attempt_says_nothing_of_the_server(time: Time) -> None:
 
 def test_what_one_learns_of_a_server_others_know(time: Time) -> None:
     """Who may wait asks for those who may not."""
-    follower = breaker_of(time)
+    follower = Breaker("it", slow=0.5, pause=50, longest=50, clock=time)
     breaker = breaker_of(time, follower)
     fail(breaker, time, 1)
     assert not fail(follower, time, 0)
@@ -131,3 +136,19 @@ def test_causes_are_forgotten_in_the_end(time: Time) -> None:
     for number in range(2 * Quiet.MOST + 1):
         assert quiet.may_say(str(number))
     assert len(quiet._said) <= Quiet.MOST
+
+
+def test_a_guarded_client_sends_nothing_while_it_is_open(time: Time) -> None:
+    """Neither commands nor scripts; the error is one that passes by itself."""
+    client = connect("redis://127.0.0.1:1/0", 1, 0)
+    breaker = breaker_of(time)
+    guard(client, breaker)
+    store = Store(client, Settings(), "shop.click")
+    with pytest.raises(StoreError, match="could not be reached"):
+        store.waiting("group")
+    fail(breaker, time, 1)
+
+    for ask in (lambda: store.waiting("group"), lambda: store.sweep(1000)):
+        with pytest.raises(Unanswered) as raised:
+            ask()
+        assert passes_by_itself(raised.value)

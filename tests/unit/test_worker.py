@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import fakeredis
 import pytest
 from celery import Celery
 
 from redis_batches import SimpleRequest, batched_task
-from redis_batches.model import Swept
+from redis_batches.keys import NamespaceKeys
+from redis_batches.model import Swept, Trigger
+from redis_batches.runtime import runtime_of
 from redis_batches.store import Store
 from redis_batches.worker import Sweeping, paced_sweeper
 from tests.conftest import wait_until
@@ -61,3 +64,29 @@ def test_a_sweep_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) ->
 
     assert done[:6] == ["greet", "tick", "greet", "tick", "tick", "tick"]
     assert "a sweep failed" in caplog.text
+
+
+def test_beat_sweeps_although_one_entry_of_the_registry_is_odd(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other task of the namespace is swept."""
+    server = fakeredis.FakeServer()
+    monkeypatch.setattr(
+        "redis_batches.runtime.connect", lambda *_: fakeredis.FakeRedis(server=server)
+    )
+    batched_task(app=app, name="sound", flush_every=9, flush_interval=1)(count)
+    app.finalize()
+    runtime, swept = runtime_of(app), list[str]()
+    runtime.registry.write({"sound": Trigger(9, 1000), "sound too": Trigger(9, 1000)})
+    fakeredis.FakeRedis(server=server).hset(
+        NamespaceKeys(runtime.settings.namespace).resolve("tasks"), "odd", "{"
+    )
+
+    def sweep(store: Store, *_: Any, **__: Any) -> Swept:
+        swept.append(store.task)
+        return Swept(None, (), (), ())
+
+    monkeypatch.setattr(Store, "sweep", sweep)
+    app.tasks["redis_batches.sweep"].run()
+
+    assert sorted(swept) == ["sound", "sound too"]

@@ -10,11 +10,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from celery import result as celery_result
 from celery.app import app_or_default
 from celery.backends.base import Backend
 from celery.backends.redis import RedisBackend
 from celery.result import AsyncResult
-from vine import promise
+from vine import barrier, promise
 
 if TYPE_CHECKING:
     _Base = AsyncResult[Any]
@@ -23,6 +24,35 @@ else:
     _Base = AsyncResult
 
 WATCHED = "_redis_batches_watched"
+
+
+class LateBarrier(barrier):
+    """A barrier for which it does not matter when its promises are kept.
+
+    vine's own counts one that is kept at once, but then waits for another one.
+    """
+
+    size: int
+    _value: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.finalized and not self.ready and self._value >= self.size:
+            self.ready = True
+            self.p(*self.args, **self.kwargs)
+
+    def add(self, p: Any) -> Any:
+        """Adds a promise; its size grows first, so that one more has to be kept."""
+        self.size += 1
+        try:
+            self.add_noincr(p)
+        except ValueError:
+            self.size -= 1
+            raise
+
+
+# A result set that is made of results which are there already would wait for ever.
+celery_result.barrier = LateBarrier  # type: ignore[attr-defined]
 
 
 class LateResult(_Base):

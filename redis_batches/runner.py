@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,12 @@ class Runner:
     def __init__(self, task: Batches, store: Store | None = None) -> None:
         self._task = task
         self._runtime = runtime_of(task.app)
-        self._store = store or self._runtime.store(task.name)
+        self._given = store
+
+    @cached_property
+    def _store(self) -> Store:
+        """The store, made at its first use: what runs outside Redis needs none."""
+        return self._given or self._runtime.store(self._task.name)
 
     def answer(self, marker: dict[str, Any]) -> Any:
         """Claims a batch for a doorbell, runs it and settles it; returns what the function did.

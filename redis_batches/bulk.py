@@ -152,7 +152,18 @@ class Bulk:
 
 def _checked(args: Any, kwargs: Any = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if args is not None and not isinstance(args, (tuple, list)):
-        raise TypeError(f"{type(args).__name__} is neither a tuple of positional nor a mapping")
+        raise TypeError(
+            f"{_named(args)} holds no arguments: pass a tuple of positional arguments, (x,) for "
+            "one, or a dict of keyword arguments"
+        )
     if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise TypeError(f"{type(kwargs).__name__} is no mapping of keyword arguments")
+        raise TypeError(
+            f"{_named(kwargs)} holds no keyword arguments: pass a dict, or None if there are none"
+        )
     return tuple(args or ()), dict(kwargs or {})
+
+
+def _named(value: Any) -> str:
+    """Returns a value's type as a text has it, without the value, which may be secret."""
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"

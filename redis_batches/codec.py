@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from kombu.compression import compress, decompress
-from kombu.exceptions import EncodeError
+from kombu.exceptions import ContentDisallowed, EncodeError
 from kombu.serialization import dumps, loads
 from kombu.serialization import registry as _registry  # type: ignore[attr-defined]
 from kombu.utils import json as kombu_json
@@ -24,6 +25,7 @@ from kombu.utils.json import JSONEncoder, object_hook
 from kombu.utils.json import loads as _kombu_loads
 
 from redis_batches.errors import BatchesError
+from redis_batches.printable import printable
 
 VERSION = b"1"
 _JSON = "application/json"
@@ -104,8 +106,24 @@ def wrap(
 
 def _dump(body: tuple[Any, Any, Any], serializer: str | None) -> tuple[str, str, bytes]:
     """Returns content type, encoding and bytes of (args, kwargs, embed)."""
-    content_type, encoding, dumped = dumps((*body[:2], *_kept(body[2])), serializer=serializer)
+    return _serialize((*body[:2], *_kept(body[2])), serializer)
+
+
+def _serialize(body: tuple[Any, ...], serializer: str | None) -> tuple[str, str, bytes]:
+    """Serializes as kombu does, which takes whatever comes meanwhile for an error of the body."""
+    try:
+        content_type, encoding, dumped = dumps(body, serializer=serializer)
+    except EncodeError as exc:
+        _let_pass(exc)
+        raise
     return content_type, encoding, dumped.encode() if isinstance(dumped, str) else dumped
+
+
+def _let_pass(exc: Exception) -> None:
+    """Raises the soft time limit that came while kombu worked, if that is what it wrapped."""
+    for cause in (exc, *exc.args):
+        if isinstance(cause, SoftTimeLimitExceeded):
+            raise cause
 
 
 def _kept(embed: Any) -> tuple[Any, ...]:
@@ -147,13 +165,14 @@ class Encoder:
         assert self._encode_json is not None
         try:
             return self._encode_json(body).encode()
+        except SoftTimeLimitExceeded:
+            raise
         except Exception:
             # Says what kombu says.
             return self._dump(body)
 
     def _dump(self, body: Any) -> bytes:
-        _, _, dumped = dumps(body, serializer=self._serializer)
-        return dumped.encode() if isinstance(dumped, str) else dumped
+        return _serialize(body, self._serializer)[2]
 
 
 def _is_kombus_json(serializer: str | None) -> bool:
@@ -198,7 +217,11 @@ def decode(data: bytes, accept: set[str] | None) -> Envelope:
             raise TypeError("it is not a call")
         return Envelope(headers, (args, kwargs, embed), properties)
     except Exception as exc:
-        raise CorruptEnvelope(f"the stored request cannot be decoded: {exc!r}") from exc
+        _let_pass(exc)
+        # Not what was wrong: it may quote the arguments, as may what caused it.
+        known = isinstance(exc, ContentDisallowed)
+        why = printable(exc) if known else type(exc).__name__
+    raise CorruptEnvelope(f"the stored request cannot be decoded ({why})")
 
 
 def _read_head(head: bytes) -> Any:
@@ -238,7 +261,7 @@ def read_headers(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data[1:end]) if data[:1] == VERSION and end > 1 else {}
         headers = found[0] if isinstance(found, list) else found
-    except (ValueError, LookupError):
+    except (ValueError, LookupError, RecursionError):
         return {}
     return headers if isinstance(headers, dict) else {}
 

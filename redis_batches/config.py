@@ -82,15 +82,24 @@ def check_function(fun: Callable[..., Any], *, bound: bool) -> None:
         fun: The batch function.
         bound: Whether Celery will pass the task in front (`bind=True`).
     """
-    if inspect.iscoroutinefunction(fun) or inspect.isgeneratorfunction(fun):
-        allowed = "a plain function; it may call asyncio.run()"
-        raise OptionError("the batch function", fun, allowed)
+    hint = _hint_for(fun)
+    if hint is not None:
+        raise OptionError("the batch function", fun, f"a plain function; {hint}")
     probe = (object(),) * (2 if bound else 1)
     try:
         inspect.signature(fun).bind(*probe)
     except (TypeError, ValueError) as exc:
         wanted = "self and requests" if bound else "one positional argument, the list of requests"
         raise OptionError("the batch function", fun, f"a function that takes {wanted}") from exc
+
+
+def _hint_for(fun: Callable[..., Any]) -> str | None:
+    """Returns what to do instead of a kind of function that runs nothing when it is called."""
+    if inspect.iscoroutinefunction(fun):
+        return "it may call asyncio.run()"
+    if inspect.isgeneratorfunction(fun) or inspect.isasyncgenfunction(fun):
+        return "return a list of the results in the place of yielding each"
+    return None
 
 
 def check_option_names(options: Mapping[str, Any], known: Container[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import bootsteps
 from celery.utils.functional import maybe_list
-from celery.utils.log import get_task_logger
+from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.control import Panel
 
@@ -21,7 +21,7 @@ from redis_batches.revoke import revoke, revoke_stamped
 from redis_batches.runtime import runtime_of
 from redis_batches.worker import batch_tasks
 
-logger = get_task_logger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds until a command is tried again that Redis could not be reached for.
 RETRY_DELAY = 1.0
@@ -85,7 +85,9 @@ def _terminate(original: Callable[..., Any]) -> Callable[..., Any]:
 def _revoke_by_stamps(original: Callable[..., Any]) -> Callable[..., Any]:
     def command(state: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
         reply = original(state, headers, *args, **kwargs)
-        pairs = headers.items() if isinstance(headers, dict) else (h.split("=") for h in headers)
+        pairs = (
+            headers.items() if isinstance(headers, dict) else (h.split("=")[:2] for h in headers)
+        )
         _search(state, dict(pairs))
         return reply
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from celery.utils.log import get_task_logger
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.utils.log import get_logger
 
 from redis_batches.batch import TELL_PATIENCE
 from redis_batches.canceller import Canceller
@@ -19,7 +20,7 @@ from redis_batches.store import Store
 if TYPE_CHECKING:
     from redis_batches.task import Batches
 
-logger = get_task_logger(__name__)
+logger = get_logger(__name__)
 
 
 def revoke(task: Batches, ids: Iterable[str], store: Store | None = None) -> dict[str, Place]:
@@ -52,6 +53,8 @@ def _canceller(task: Batches, store: Store | None) -> Canceller:
     def discard(lease: Lease) -> None:
         try:
             runner.discard(lease, patience)
+        except SoftTimeLimitExceeded:
+            raise
         except Exception as exc:
             logger.warning(
                 "cannot tell that %d requests of %s were revoked, a worker will: %r",

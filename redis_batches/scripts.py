@@ -187,7 +187,7 @@ class BoundScript:
     def _read(self, client: redis.Redis, reply: Any) -> list[Any]:
         if not isinstance(reply, list) or not reply or not isinstance(reply[0], bytes):
             drop_connections(client)
-            raise ScriptReplyError(f"{self._name} answered {reply!r}, which no script does")
+            raise ScriptReplyError(f"{self._name} answered {shape(reply)}, which no script does")
         return [reply[0].decode(), *reply[1:]]
 
     def _send(self, client: redis.Redis, rest: Sequence[Any]) -> Any:
@@ -203,6 +203,11 @@ class BoundScript:
     ) -> Any:
         arguments = (self._number_of_keys, *self._arguments, *rest)
         return send_once(client, command, script, *arguments)
+
+
+def shape(reply: Any) -> str:
+    """Returns what a reply is, without what is in it: that may be arguments of calls."""
+    return f"a list of {len(reply)}" if isinstance(reply, list) else f"a {type(reply).__name__}"
 
 
 @cache

@@ -7,10 +7,12 @@ import pickle
 import zlib
 from datetime import date, datetime, timezone
 from decimal import Decimal
+from traceback import format_exception
 from typing import Any
 from uuid import UUID
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from hypothesis import example, given
 from hypothesis import strategies as st
 from kombu.exceptions import EncodeError
@@ -20,6 +22,7 @@ from kombu.utils.json import loads
 from redis_batches.codec import (
     VERSION,
     CorruptEnvelope,
+    Encoder,
     Envelope,
     UnknownEnvelope,
     decode,
@@ -306,3 +309,60 @@ def test_the_errors_are_this_packages_own() -> None:
 def test_text_is_what_redis_returned(value: bytes | str) -> None:
     """As text."""
     assert text(value) == "abc"
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f'[["{SECRET}"], {{}}'.encode(),
+        f'[["{SECRET}'.encode() + b"\xff\xfe",
+        f'[[{{"__type__": "datetime", "__value__": "{SECRET}"}}], {{}}]'.encode(),
+        f'[[{{"__type__": "{SECRET}", "__value__": 1}}], {{}}]'.encode(),
+        f'"{SECRET}"'.encode(),
+    ],
+    ids=["cut", "no text", "no date", "no type", "no call"],
+)
+@pytest.mark.parametrize("content", [b"", b'[{},{"content":["application/json","utf-8"]}]'])
+def test_an_error_quotes_no_arguments(body: bytes, content: bytes) -> None:
+    """Nor does what caused it, which a traceback shows, too: they may be secret."""
+    with pytest.raises(CorruptEnvelope) as caught:
+        decode(VERSION + content + b"\n" + body, None)
+
+    assert SECRET not in "".join(format_exception(caught.value))
+    assert SECRET not in repr(caught.value.__context__)
+
+
+class Slow:
+    """Is encoded, or decoded, for so long that the soft time limit comes."""
+
+    def __json__(self) -> Any:
+        raise SoftTimeLimitExceeded
+
+    def __reduce__(self) -> Any:
+        raise SoftTimeLimitExceeded
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_a_soft_time_limit_while_arguments_are_encoded_passes(serializer: str) -> None:
+    """It says nothing of the arguments: the task that calls has to see it."""
+    envelope = Envelope({}, ((Slow(),), {}, None))
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        encode(envelope, serializer)
+    with pytest.raises(SoftTimeLimitExceeded):
+        Encoder(Envelope(), serializer, None)((Slow(),), {})
+
+
+def test_a_soft_time_limit_while_a_call_is_decoded_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call is as good as it was."""
+
+    def slow(_: Any) -> Any:
+        raise SoftTimeLimitExceeded
+
+    # One that is not kombu's own, so that kombu wraps what it raises.
+    monkeypatch.setattr(registry, "_decoders", {**registry._decoders, "application/json": slow})
+    with pytest.raises(SoftTimeLimitExceeded):
+        decode(encode(Envelope({}, ((1,), {}, None)), "json"), None)

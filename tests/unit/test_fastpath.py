@@ -366,6 +366,24 @@ def test_an_unusable_call_is_named(task: Any, bad: Any, listens: bool) -> None:
     assert len(caught.value.accepted) == task.stats()["pushed"] == stored
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (5, "an int holds no arguments: pass a tuple of positional arguments, \\(x,\\) for one"),
+        ("secret", "a str holds no arguments"),
+        ({1}, "a set holds no arguments"),
+    ],
+)
+def test_what_holds_no_arguments_is_refused_with_what_to_pass(
+    task: Any, call: Any, said: str
+) -> None:
+    """Without the value, which may be secret."""
+    with pytest.raises(UnusableCall, match=said):
+        task.delay_many([call])
+    with pytest.raises(UnusableCall, match="a list holds no keyword arguments: pass a dict"):
+        task.apply_async_many([((), ["secret"])])
+
+
 def test_a_full_backlog_says_what_was_accepted(task: Any) -> None:
     """In order, so the others are those behind."""
     task.app.conf.redis_batches_max_pending = 550

@@ -67,11 +67,27 @@ def generator(requests: list[Any]) -> Any:
     yield from requests
 
 
-@pytest.mark.parametrize("bad", [coroutine, generator])
-def test_a_function_that_does_not_run_when_called_is_refused(app: Celery, bad: Any) -> None:
-    """It would do nothing."""
-    with pytest.raises(OptionError, match="a plain function"):
+async def stream(requests: list[Any]) -> Any:
+    """Is not run by anybody."""
+    for request in requests:
+        yield request
+
+
+@pytest.mark.parametrize(
+    ("bad", "hint"),
+    [
+        (coroutine, "it may call asyncio.run()"),
+        (generator, "return a list of the results"),
+        (stream, "return a list of the results"),
+    ],
+)
+def test_a_function_that_does_not_run_when_called_is_refused(
+    app: Celery, bad: Any, hint: str
+) -> None:
+    """It would do nothing; the error says what to do instead."""
+    with pytest.raises(OptionError, match="a plain function; ") as caught:
         batched_task(10, 1, app=app)(bad)
+    assert hint in str(caught.value)
 
 
 @pytest.mark.parametrize("task_id", ["", "a b", "x" * 129, "ü", 7, "a\n"])

@@ -33,10 +33,11 @@ from kombu.serialization import registry  # type: ignore[attr-defined]
 from redis_batches import messages
 from redis_batches.codec import encode, wrap
 from redis_batches.config import check_task_id
-from redis_batches.doorbell import MARKER, local_message, ring
+from redis_batches.doorbell import local_message, read_marker, ring
 from redis_batches.errors import BacklogFull, PayloadTooLarge
 from redis_batches.hold import Hold
 from redis_batches.model import Group, Outgoing, Status
+from redis_batches.printable import printable
 from redis_batches.producer import destination
 from redis_batches.runtime import runtime_of
 
@@ -63,12 +64,14 @@ class Arrival:
         group: Where the call will wait.
         outgoing: The call as it will be stored.
         first: Whether the broker says that it delivers the message for the first time.
+        priority: Of the doorbell that it causes.
     """
 
     request: Any
     group: Group
     outgoing: Outgoing
     first: bool
+    priority: int | None
 
 
 class Strategy:
@@ -105,7 +108,7 @@ class Strategy:
             InvalidTaskError: The message is no call; Celery logs and rejects it, as it does with
                 what it must not (`ContentDisallowed`) or cannot decode (`DecodeError`).
         """
-        if MARKER in (message.headers or {}):
+        if read_marker(message.headers or {}) is not None:
             self._run(message, body, ack, reject, callbacks)
             return
         try:
@@ -113,11 +116,16 @@ class Strategy:
         except (InvalidTaskError, ContentDisallowed, DecodeError):
             raise
         except Exception as exc:
-            raise InvalidTaskError(f"not a call of {self._task.name}: {exc!r}") from exc
-        if not self._receive(request):
-            return
+            # Not what was wrong: it may quote the message.
+            what = type(exc).__name__
+            raise InvalidTaskError(f"not a call of {self._task.name}: {what}") from None
         try:
+            if self._is_revoked(request):
+                return
+            self._announce(request)
             arrival = self._prepare(request, headers, call)
+        except self._consumer.connection_errors:
+            raise
         except Exception as exc:
             self._refuse(request, exc)
         else:
@@ -139,6 +147,8 @@ class Strategy:
         parts = ((args, (list, tuple)), (kwargs, dict), (embed or {}, dict))
         if not all(isinstance(part, kind) for part, kind in parts):
             raise InvalidTaskError("the body is not (args, kwargs, embed)")
+        if not isinstance(headers["id"], str):
+            raise InvalidTaskError("its id is no text")
         request = self._request_class(
             message,
             on_ack=ack,
@@ -155,18 +165,25 @@ class Strategy:
         )
         return request, headers, body if decoded else None
 
-    def _receive(self, request: Any) -> bool:
-        """Logs and announces a call as Celery does; returns False if it was revoked or expired."""
+    def _is_revoked(self, request: Any) -> bool:
+        """Logs a call as Celery does; returns whether it was revoked or expired, and told so."""
         told = {
-            "id": request.id,
-            "name": request.name,
-            "args": request.argsrepr,
-            "kwargs": request.kwargsrepr,
+            "id": printable(request.id),
+            "name": printable(request.name),
+            "args": printable(request.argsrepr),
+            "kwargs": printable(request.kwargsrepr),
             "eta": request.eta,
         }
         received.info(trace.LOG_RECEIVED, told, extra={"data": told})
-        if request.revoked():
+        try:
+            return bool(request.revoked())
+        except Exception as exc:
+            # Odd stamps, or a result backend that is down: whoever claims it looks again.
+            logger.debug("cannot tell yet whether %s was revoked: %r", told["id"], exc)
             return False
+
+    def _announce(self, request: Any) -> None:
+        """Tells signals and monitors of a call as Celery does."""
         signals.task_received.send(sender=self._consumer, request=request)
         request.send_event(
             "task-received",
@@ -179,7 +196,6 @@ class Strategy:
             eta=request.eta and request.eta.isoformat(),
             expires=request.expires and request.expires.isoformat(),
         )
-        return True
 
     def _prepare(
         self, request: Any, headers: Mapping[str, Any], call: tuple[Any, Any, Any] | None
@@ -191,6 +207,7 @@ class Strategy:
             EncodeError: A call of protocol 1 cannot be serialized again.
         """
         message, task_id = request.message, check_task_id(request.id)
+        priority = message.properties.get("priority")
         envelope = messages.pack(
             self._task.name,
             _clean(headers, request),
@@ -198,7 +215,7 @@ class Strategy:
             ignore_result=bool(self._task.ignore_result),
             keep_reprs=True,
             reply_to=request.reply_to,
-            priority=message.properties.get("priority"),
+            priority=priority,
             properties={
                 **{name: message.properties.get(name) for name in _PROPERTIES},
                 messages.CORRELATION_ID: request.correlation_id,
@@ -220,6 +237,7 @@ class Strategy:
             self._group_of(message.delivery_info or {}),
             Outgoing(task_id, self._nonce(message, task_id, data), eta_ms, data),
             (message.delivery_info or {}).get("redelivered") is False,
+            priority if isinstance(priority, int) and priority > 0 else None,
         )
 
     def _nonce(self, message: Any, task_id: str, data: bytes) -> str:
@@ -249,14 +267,27 @@ class Strategy:
 
     def _refuse(self, request: Any, exc: Exception) -> None:
         """Fails a call that cannot wait in Redis, so that nobody waits for its result."""
-        logger.error("cannot accept %s[%s]: %s", request.name, request.id, exc)
+        name, task_id = printable(request.name), printable(request.id)
+        logger.error("cannot accept %s[%s]: %s", name, task_id, exc)
         try:
-            request.task.backend.mark_as_failure(
-                request.id, exc, request=request._context, store_result=request.store_errors
-            )
+            self._fail(request, exc)
         except Exception:
-            logger.exception("cannot store the failure of %s[%s]", request.name, request.id)
+            logger.exception("cannot store the failure of %s[%s]", name, task_id)
         request.reject(requeue=False)
+
+    def _fail(self, request: Any, exc: Exception) -> None:
+        mark, store = self._task.backend.mark_as_failure, request.store_errors
+        try:
+            context = request._context
+        except Exception:
+            context = None
+        try:
+            mark(request.id, exc, request=context, store_result=store)
+        except Exception:
+            if context is None:
+                raise
+            # What hangs on it may be as odd as the call.
+            mark(request.id, exc, store_result=store)
 
     # -- storing
 
@@ -284,8 +315,7 @@ class Strategy:
                 call.id,
             )
         arrival.request.acknowledge()
-        priority = arrival.request.delivery_info["priority"]
-        ring(self._app, task.name, pushed.bells, priority=priority or None)
+        ring(self._app, task.name, pushed.bells, priority=arrival.priority)
         self._answer_here(arrival.group.id, bool(pushed.bells.count))
 
     def _answer_here(self, group: str, rung: bool) -> None:

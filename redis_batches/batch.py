@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskRevokedError
-from celery.utils.log import get_task_logger
+from celery.utils.log import get_logger
 
 from redis_batches import completion
 from redis_batches.codec import UnknownEnvelope
@@ -37,7 +37,7 @@ from redis_batches.results import CHUNK, again
 if TYPE_CHECKING:
     from redis_batches.task import Batches
 
-logger = get_task_logger(__name__)
+logger = get_logger(__name__)
 _T = TypeVar("_T")
 
 #: Seconds for which an outcome is told again while the result backend cannot be reached.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from hashlib import blake2b
 from typing import Any, TypeAlias
 
 from redis_batches.codec import read_headers, text
@@ -67,8 +69,9 @@ class Canceller:
     def cancel_stamped(self, stamps: Mapping[str, Any]) -> Iterator[dict[str, Place]]:
         """Cancels what has one of some stamps, step by step.
 
-        It reads every stored request of the task once, so it takes time and bandwidth in
-        proportion to the backlog; each step reads some 500 requests.
+        The stamps are remembered as ids are, so that a call that is made later with one of them is
+        revoked by whoever claims it. Then it reads every stored request of the task once, so it
+        takes time and bandwidth in proportion to the backlog; each step reads some 500 requests.
 
         Args:
             stamps: A value, or several, by the name of the stamp.
@@ -76,6 +79,9 @@ class Canceller:
         Yields:
             Where the matching requests of a step were.
         """
+        for chunk in chunked(stamp_keys(stamps), CANCEL_CHUNK):
+            # No request has such an id: it is remembered, and no more.
+            self._store.cancel("", list(dict.fromkeys(chunk)), self._trigger)
         key, cursor, client = self._store.keys.resolve("items"), 0, self._store.client
         while True:
             with translated("look for stamps"):
@@ -86,18 +92,35 @@ class Canceller:
                 return
 
 
+def stamp_keys(stamps: Mapping[str, Any]) -> Iterator[str]:
+    """Yields how stamps are remembered among revoked ids; no call can have such an id.
+
+    Args:
+        stamps: A value, or several, by the name of the stamp.
+    """
+    for name, values in stamps.items():
+        for value in _listed(values):
+            told = json.dumps([name, value], sort_keys=True, default=str)
+            yield f"={blake2b(told.encode(), digest_size=16).hexdigest()}"
+
+
 def _has(value: bytes, wanted: Mapping[str, Any]) -> bool:
     """Whether a stored request has one of the stamps, by the rule of Celery's workers."""
     headers = read_headers(value.split(b":", 2)[-1])
-    stamps = headers.get("stamps") or {}
+    stamps, names = headers.get("stamps"), headers.get("stamped_headers")
+    # Whatever its sender wrote there; what no call has is no stamp.
+    if not isinstance(stamps, dict) or not isinstance(names, list):
+        return False
     return any(
-        set(_listed(stamps.get(name))) & set(_listed(wanted[name]))
-        for name in headers.get("stamped_headers") or ()
-        if name in wanted
+        stamp in _listed(wanted[name])
+        for name in names
+        if isinstance(name, str) and name in wanted
+        for stamp in _listed(stamps.get(name))
     )
 
 
 def _listed(values: Any) -> Iterable[Any]:
     if values is None:
         return ()
-    return values if isinstance(values, (list, tuple, set)) else (values,)
+    # A set would take no value that cannot be hashed.
+    return list(values) if isinstance(values, (list, tuple, set)) else [values]

@@ -6,7 +6,7 @@ part of a chord: see `celery.app.trace`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from errno import (
@@ -28,13 +28,13 @@ from celery import group, signals, signature, states
 from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
-from celery.exceptions import Retry
-from celery.utils.log import get_task_logger
+from celery.exceptions import Retry, SoftTimeLimitExceeded
+from celery.utils.log import get_logger
 from celery.utils.serialization import get_pickleable_exception
 from kombu.exceptions import EncodeError, OperationalError
 
 from redis_batches.endings import is_exception, shown
-from redis_batches.errors import BacklogFull
+from redis_batches.errors import BacklogFull, LeaseLost
 from redis_batches.refusal import is_refusal
 from redis_batches.request import SimpleRequest
 from redis_batches.results import CHUNK, Confirm, Gathering, again, can_gather, states_of
@@ -44,7 +44,9 @@ from redis_batches.scripts import chunked
 if TYPE_CHECKING:
     from redis_batches.task import Batches
 
-logger = get_task_logger(__name__)
+logger = get_logger(__name__)
+
+_HANGS = ("callbacks", "errbacks", "chain", "chord")
 
 #: Errors of the operating system that a network causes.
 _NETWORK = {EPIPE, ENETDOWN, ENETUNREACH, ENETRESET, EHOSTDOWN, EHOSTUNREACH, ENOTCONN, ETIMEDOUT}
@@ -192,10 +194,11 @@ def tell_revoked(task: Batches, request: SimpleRequest, reason: str, confirm: Co
     confirm()
     store = not ignored(task, request) or task.store_errors_even_if_ignored
     logger.info("Discarding %s task: %s[%s]", reason, request.name, request.id)
-    with as_current(task, request.context):
-        task.backend.mark_as_revoked(
-            request.id, reason, request=request.context, store_result=store
-        )
+
+    def tell(context: Context) -> None:
+        task.backend.mark_as_revoked(request.id, reason, request=context, store_result=store)
+
+    _with_what_hangs_on_it(task, request, tell)
     signals.task_revoked.send(
         sender=task,
         request=request.context,
@@ -237,17 +240,43 @@ def tell_failure(task: Batches, request: SimpleRequest, exc: Exception, confirm:
     """
     store = not ignored(task, request) or task.store_errors_even_if_ignored
     failure: Any = get_pickleable_exception(exc)
-    more: dict[str, Any] = {"traceback": traceback_of(exc), "request": request.context}
+    text, context = traceback_of(exc), request.context
     # With a chain Celery stores its other steps as failed, too.
     guarded = store and can_gather(task.backend) and not (request.embed or {}).get("chain")
     if guarded:
-        _store(task, request, failure, states.FAILURE, confirm, **more)
+        _store(task, request, failure, states.FAILURE, confirm, traceback=text, request=context)
     confirm()
-    with as_current(task, request.context):
-        task.backend.mark_as_failure(
-            request.id, failure, store_result=store and not guarded, **more
-        )
+
+    def tell(context: Context) -> None:
+        stores = store and not guarded
+        task.backend.mark_as_failure(request.id, failure, text, context, store_result=stores)
+
+    _with_what_hangs_on_it(task, request, tell)
     return bool(store)
+
+
+def _with_what_hangs_on_it(
+    task: Batches, request: SimpleRequest, tell: Callable[[Context], None]
+) -> None:
+    """Tells an outcome, to the caller alone if what hangs on the call cannot be told.
+
+    An errback that raises, or a signature that is none, is this call's fault, and no other's.
+
+    Args:
+        task: The batch task.
+        request: The call.
+        tell: Is given the call's request context, if need be without what hangs on it.
+    """
+    try:
+        with as_current(task, request.context):
+            tell(request.context)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as exc:
+        if is_transient(task, exc) or isinstance(exc, LeaseLost) or not request.embed:
+            raise
+        logger.exception("%s[%s] cannot tell what hangs on it", request.name, request.id)
+        tell(Context({**vars(request.context), **dict.fromkeys(_HANGS)}))
 
 
 def tell_retry(task: Batches, request: SimpleRequest, reason: Retry, confirm: Confirm) -> bool:
@@ -335,18 +364,17 @@ def tell_rest(task: Batches, request: SimpleRequest, meta: Mapping[str, Any]) ->
     counts_once = getattr(backend, "_chord_zset", False)
     if not (counts_once or (failed and not request.chord)):
         return
-    with as_current(task, request.context):
+    stores = bool(request.embed.get("chain"))
+
+    def tell(context: Context) -> None:
         if failed:
-            stores = bool(request.embed.get("chain"))
             backend.mark_as_failure(
-                request.id,
-                result,
-                meta.get("traceback"),
-                request=request.context,
-                store_result=stores,
+                request.id, result, meta.get("traceback"), context, store_result=stores
             )
         elif request.chord:
-            backend.on_chord_part_return(request.context, meta["status"], result)
+            backend.on_chord_part_return(context, meta["status"], result)
+
+    _with_what_hangs_on_it(task, request, tell)
 
 
 def _is_final(meta: dict[str, Any], request: SimpleRequest) -> bool:

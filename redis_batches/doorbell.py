@@ -7,10 +7,11 @@ up by a task's name holds for it: queue, acks_late, time limits, rate limit, ann
 from __future__ import annotations
 
 import json
+import re
 import threading
 from hashlib import blake2b
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 from celery.exceptions import SoftTimeLimitExceeded
@@ -31,6 +32,34 @@ ENFORCED = "enforced"
 ERRBACK = "redis_batches.on_batch_lost"
 #: Seconds after which no further doorbell of several is tried.
 DEADLINE = 5.0
+#: Which group a doorbell was rung for, when (0: not known), and how it is to be answered.
+Marker: TypeAlias = dict[str, Any]
+_GROUP = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_FLAGS = ("force", "counted", GOES_ON)
+_MAX_MS = 2**53
+
+
+def read_marker(headers: Any) -> Marker | None:
+    """Returns the marker among a message's headers, or None if it is no doorbell's.
+
+    Anybody may send a header of this name: one that no doorbell has is an ordinary header of an
+    ordinary call.
+
+    Args:
+        headers: A mapping, or a request context.
+    """
+    found = headers.get(MARKER)
+    if not isinstance(found, dict):
+        return None
+    group, rung_ms = found.get("group"), found.get("rung_ms")
+    well = (
+        isinstance(group, str)
+        and _GROUP.fullmatch(group)
+        and type(rung_ms) is int
+        and 0 <= rung_ms < _MAX_MS
+        and all(isinstance(found.get(name, False), bool) for name in _FLAGS)
+    )
+    return found if well else None
 
 
 def new_token(hostname: str) -> str:

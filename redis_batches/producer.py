@@ -7,7 +7,6 @@ remembers where the message would go, and a producer whose `publish` pushes into
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timezone
 from functools import partial
 from hashlib import blake2b
 from itertools import count
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from celery.backends.rpc import RPCBackend
-from celery.utils.log import get_task_logger
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.utils.log import get_logger
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu import Queue
 
@@ -29,6 +29,7 @@ from redis_batches.errors import (
     BacklogFull,
     DuplicateTaskId,
     NotReplicated,
+    OptionError,
     PayloadTooLarge,
     StoreError,
 )
@@ -40,7 +41,7 @@ from redis_batches.runtime import runtime_of
 if TYPE_CHECKING:
     from redis_batches.task import Batches
 
-logger = get_task_logger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds between two tries to store the body of a chord.
 BODY_PAUSE = 0.5
@@ -49,6 +50,9 @@ _OF_THE_MESSAGE = {
     *("declare", "delivery_mode", "retry", "retry_policy", "timeout", "confirm_timeout"),
     *("expiration", "mandatory", "immediate"),
 }
+
+#: Options of a call whose part of its message has another name.
+_OPTIONS = {"callbacks": "link", "errbacks": "link_error"}
 
 
 class Made(NamedTuple):
@@ -142,6 +146,7 @@ class Hop:
             PayloadTooLarge: The encoded call is too large.
             DuplicateTaskId: Another call with this id waits or runs.
             BacklogFull: Too many requests wait.
+            OptionError: A header or an option holds what no call has.
             StoreError: Redis could not be reached, or refused.
             NotReplicated: It is stored, but not on as many replicas as a setting asks for.
         """
@@ -159,6 +164,8 @@ class Hop:
             priority=priority,
             properties={k: v for k, v in properties.items() if k not in _OF_THE_MESSAGE},
         )
+        for name, value, allowed in messages.drop_odd(envelope):
+            raise OptionError(_OPTIONS.get(name, name), value, allowed)
         group, eta_ms = Group.of(self._destination), _eta_ms(self._app, headers)
         self._take(Made(task_id, envelope, serializer, compression, group, eta_ms, priority))
 
@@ -301,6 +308,8 @@ class SentEvents:
         try:
             with self._app.producer_or_acquire() as producer:
                 self._app.amqp._event_dispatcher.publish(kind, fields, producer, **options)
+        except SoftTimeLimitExceeded:
+            raise
         except Exception as exc:
             logger.warning("cannot send the event %s: %r", kind, exc)
 
@@ -319,6 +328,8 @@ def usual_destination(task: Any) -> dict[str, Any]:
     app, options = task.app, dict(task._get_exec_options())
     try:
         return destination(app, app.amqp.router.route(dict(options), task.name, (), {}, task))
+    except SoftTimeLimitExceeded:
+        raise
     except Exception as exc:
         # A user's router function may look into arguments, and there are none here.
         logger.debug("cannot route %s without a call: %r", task.name, exc)
@@ -350,6 +361,8 @@ def _eta_ms(app: Any, headers: dict[str, Any]) -> int | None:
     eta = headers.get("eta")
     if not eta:
         return None
-    parsed: Any = maybe_iso8601(eta)
-    aware = maybe_make_aware(parsed, app.timezone)
-    return round(aware.astimezone(timezone.utc).timestamp() * 1000)
+    try:
+        parsed: Any = maybe_iso8601(eta)
+        return round(maybe_make_aware(parsed, app.timezone).timestamp() * 1000)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise OptionError("eta", eta, "a time that has a date in UTC, too") from exc

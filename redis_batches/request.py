@@ -13,6 +13,7 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from redis_batches import messages
 from redis_batches.codec import Envelope
 from redis_batches.model import Attempts, Claimed
+from redis_batches.printable import printable
 
 if TYPE_CHECKING:
     from redis_batches.batch import Batch
@@ -123,6 +124,13 @@ class SimpleRequest:
         """How often the call was retried before."""
         return int(self.request_dict.get("retries") or 0)
 
+    @property
+    def stamps(self) -> dict[str, Any]:
+        """The stamps of the call, by their names."""
+        headers = self.request_dict if self._derive is None else self._derive[1].headers
+        names, stamps = headers.get("stamped_headers"), headers.get("stamps")
+        return {name: stamps[name] for name in names if name in stamps} if names and stamps else {}
+
     def is_expired(self) -> bool:
         """Whether the call's `expires` has passed."""
         if self._derive is None or not (text := self._derive[1].headers.get("expires")):
@@ -149,7 +157,7 @@ class SimpleRequest:
         # All at once, and the rest when it is asked for: this runs for every request.
         request.__dict__ = {
             "id": task_id,
-            "name": headers.get("shadow") or task,
+            "name": printable(shadow) if (shadow := headers.get("shadow")) else task,
             "args": tuple(args),
             "kwargs": kwargs,
             "hostname": hostname,
@@ -235,12 +243,17 @@ class SimpleRequest:
         return self._settler().add_to_chord(self, sig, lazy)
 
     def _settler(self) -> Batch:
-        if self.batch is None:
+        if self.batch is not None:
+            return self.batch
+        if "batch" in self.__dict__:
             raise RuntimeError(
-                f"request {self.id} is a copy, or its batch has ended: settle requests inside "
-                "the batch function, in the process that runs it"
+                f"the batch of request {self.id} has ended: settle requests before the batch "
+                "function returns"
             )
-        return self.batch
+        raise RuntimeError(
+            f"this is a copy of request {self.id}, which no batch runs: settle the request that "
+            "the batch function was given, in the process that runs it"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to the running batch."""

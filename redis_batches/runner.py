@@ -10,15 +10,16 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
-from celery.utils.log import get_task_logger
+from celery.utils.log import get_logger
 from celery.utils.nodenames import gethostname
 from kombu.serialization import prepare_accept_content
 from kombu.utils.uuid import uuid
 
-from redis_batches import completion
+from redis_batches import completion, messages
 from redis_batches.backends import watch
 from redis_batches.batch import Batch
-from redis_batches.codec import Envelope, decode
+from redis_batches.canceller import stamp_keys
+from redis_batches.codec import CorruptEnvelope, Envelope, decode
 from redis_batches.doorbell import ENFORCED, GOES_ON, new_token, ring
 from redis_batches.endings import (
     failure_of,
@@ -39,7 +40,7 @@ from redis_batches.store import Store
 if TYPE_CHECKING:
     from redis_batches.task import Batches
 
-logger = get_task_logger(__name__)
+logger = get_logger(__name__)
 
 #: A request that killed its worker so often, alone in its batch, is not run again.
 MAX_CRASHES_ALONE = 3
@@ -344,12 +345,21 @@ class Runner:
         self._leave_out_settled(batch, seen_before)
         self._give_up(batch, [(r, exc) for r, exc in unrunnable if batch.find(r.id) is not None])
         if not ran:
-            discarded = [(r, reason) for r in batch.requests if (reason := _why_not(r))]
+            stamped = self._revoked_by_stamps(batch)
+            discarded = [(r, reason) for r in batch.requests if (reason := _why_not(r, stamped))]
             for request, reason in discarded:
                 batch.revoke(request, reason)
             batch.show_undecided()
             tell = partial(completion.tell_started, self._task, batch.requests, batch.confirm)
             batch.patiently(tell)
+
+    def _revoked_by_stamps(self, batch: Batch) -> set[str]:
+        """Returns the ids of requests that have a stamp which was revoked before they were made."""
+        keys = {r.id: set(stamp_keys(stamps)) for r in batch.requests if (stamps := r.stamps)}
+        if not keys or batch.lease is None:
+            return set()
+        found = self._store.still_revoked(set().union(*keys.values()), batch.lease.started_ms)
+        return {task_id for task_id, own in keys.items() if own & found}
 
     def _leave_out_settled(self, batch: Batch, requests: Sequence[SimpleRequest]) -> None:
         """Takes out those of some requests whose final state is stored already."""
@@ -370,9 +380,14 @@ class Runner:
             batch.give_up(request, exc)
 
 
-def _why_not(request: SimpleRequest) -> str | None:
-    """Returns why a request is not to be run any more, if so, in Celery's words."""
-    if request.attempts.revoked:
+def _why_not(request: SimpleRequest, stamped: set[str]) -> str | None:
+    """Returns why a request is not to be run any more, if so, in Celery's words.
+
+    Args:
+        request: The request.
+        stamped: Ids of those that a stamp revoked.
+    """
+    if request.attempts.revoked or request.id in stamped:
         return "revoked"
     return "expired" if request.is_expired() else None
 
@@ -386,8 +401,12 @@ def _decode(
         envelope = decode(claimed.envelope, accept)
     except BatchesError as exc:
         return Envelope(), exc
+    odd = messages.drop_odd(envelope)
     if attempts.revoked:
         return envelope, None
+    if odd:
+        wrong = ", ".join(f"{name} is not {allowed}" for name, _, allowed in odd)
+        return envelope, CorruptEnvelope(f"the stored request is no call: {wrong}")
     if attempts.lost:
         return envelope, WorkerLostError(
             "the worker died, and acks_late=False forbids a second run"

@@ -6,7 +6,7 @@ nonces of its calls, everything else by the token of its run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from time import monotonic
 from typing import Any, TypeAlias
@@ -41,7 +41,7 @@ from redis_batches.model import (
     Trigger,
 )
 from redis_batches.refusal import translated
-from redis_batches.scripts import PUSH_CHUNK, BoundScript, Script, chunked, load_scripts
+from redis_batches.scripts import PUSH_CHUNK, BoundScript, Script, chunked, load_scripts, shape
 
 Clock: TypeAlias = Callable[[], str]
 
@@ -132,7 +132,7 @@ class Store:
         )
         words = reply[0].split()
         if words[:1] != ["pushed"] or len(words) != 3 + len(requests):
-            raise ScriptReplyError(f"push answered {reply!r}")
+            raise ScriptReplyError(f"push answered {shape(words)}, which no script does")
         _, signals, now_ms, *statuses = words
         bells = Bells(group.id, group.route, int(signals), int(now_ms))
         missing = sum(reply[1:])
@@ -335,6 +335,26 @@ class Store:
         with translated("read the last errors"):
             found: Any = self.client.hmget(self.keys.resolve("errors"), list(ids))
         return [text(error or b"") for error in found]
+
+    def still_revoked(self, ids: Iterable[str], now_ms: int) -> set[str]:
+        """Returns which ids, or hashes of stamps, were revoked and not forgotten since.
+
+        Args:
+            ids: Any number.
+            now_ms: The server's time.
+        """
+        asked, key = list(ids), self.keys.resolve("revoked")
+
+        def look() -> list[Any]:
+            pipe: Any = self.client.pipeline(transaction=False)
+            for name in asked:
+                pipe.zscore(key, name)
+            found: list[Any] = pipe.execute()
+            return found
+
+        with translated("look for what was revoked"):
+            scores = patiently(self.client, look)
+        return {name for name, score in zip(asked, scores, strict=True) if (score or 0) > now_ms}
 
     def waiting(self, group: str) -> int:
         """Returns how many requests of a group wait, without the delayed ones."""

@@ -26,7 +26,7 @@ from redis_batches.config import (
     check_typing,
     make_trigger,
 )
-from redis_batches.doorbell import MARKER, ring
+from redis_batches.doorbell import read_marker, ring
 from redis_batches.fastpath import FastPath
 from redis_batches.inspector import Inspector
 from redis_batches.model import Bells, Group, Trigger, Verb
@@ -238,7 +238,7 @@ class Batches(Task):  # type: ignore[type-arg]
         """
         batch: Batch | None = getattr(self.request, RUNNING, None)
         if batch is None:
-            if exc is not None and self.request.get(MARKER) is not None:
+            if exc is not None and read_marker(self.request) is not None:
                 # Celery's autoretry, of a doorbell that claimed nothing: it is nobody's call.
                 raise exc
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
@@ -357,7 +357,7 @@ class Batches(Task):  # type: ignore[type-arg]
 
     def _enter(self, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the function: answers a doorbell, or runs a call alone."""
-        marker = self.request.get(MARKER)
+        marker = read_marker(self.request)
         if marker is not None:
             return Runner(self).answer(marker)
         only = args[0] if len(args) == 1 and not kwargs else None

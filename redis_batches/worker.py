@@ -18,7 +18,7 @@ from uuid import uuid4
 from celery import Task, bootsteps
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
-from celery.utils.log import get_task_logger
+from celery.utils.log import get_logger
 from celery.worker.request import Request
 
 from redis_batches import chords, threads
@@ -29,6 +29,7 @@ from redis_batches.doorbell import (
     MARKER,
     is_token_of,
     post,
+    read_marker,
     ring,
     ring_now,
 )
@@ -45,7 +46,7 @@ from redis_batches.sweeper import Served, Sweeper
 if TYPE_CHECKING:
     from redis_batches.task import Batches
 
-logger = get_task_logger(__name__)
+logger = get_logger(__name__)
 
 SWEEP = "redis_batches.sweep"
 #: Beat's period follows the shortest flush interval, in whole seconds between these.
@@ -89,7 +90,7 @@ class DoorbellRequest(Request):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         this: Any = self
-        if marker := this._request_dict.get(MARKER):
+        if marker := read_marker(this._request_dict):
             runtime = runtime_of(this.app)
             goes_on = not (runtime.limits_runs or is_limited(this.task))
             enforced = "hard" in runtime.enforced_limits
@@ -216,7 +217,7 @@ def take_back(app: Any, request: Any, exc: Any) -> None:
     # An error that the function got from another task's result may be of these types, too.
     if not isinstance(exc, SEEN_DEAD) or hasattr(request, RUNNING):
         return
-    task, marker = app.tasks.get(request.task), request.get(MARKER)
+    task, marker = app.tasks.get(request.task), read_marker(request)
     if task is None or marker is None:
         return
     store = runtime_of(app).sweeping_store(task.name)

@@ -25,7 +25,7 @@ from tests.integration.processes import Cluster, wait_until_they_listen
 
 APP = "tests.integration.apps.arrivals"
 DOUBLE, FULL, TELL = f"{APP}.double", f"{APP}.full", f"{APP}.tell"
-ADD, TOTAL = f"{APP}.add", f"{APP}.total"
+ADD, TOTAL, ECHO = f"{APP}.add", f"{APP}.total", f"{APP}.echo"
 
 
 @pytest.fixture
@@ -67,16 +67,19 @@ def is_empty(broker: str, queue: str = "celery") -> bool:
         return channel.queue_declare(queue, passive=True).message_count == 0
 
 
-def publish(
-    broker: str, body: Any, headers: dict[str, Any], queue: str = "celery", **properties: Any
-) -> None:
-    """Sends what a program in another language may send."""
+def publish(broker: str, *message: Any, **properties: Any) -> None:
+    """Sends what a program in another language may send; see `publish_on`."""
     with Connection(broker) as connection:
-        producer = connection.Producer(auto_declare=False)
-        options = {"content_type": "application/json", "content_encoding": "utf-8", **properties}
-        producer.publish(
-            body, routing_key=queue, declare=[Queue(queue)], headers=headers, **options
-        )
+        publish_on(connection, *message, **properties)
+
+
+def publish_on(
+    connection: Any, body: Any, headers: dict[str, Any], queue: str = "celery", **properties: Any
+) -> None:
+    """Sends a message over an open connection."""
+    producer = connection.Producer(auto_declare=False)
+    options = {"content_type": "application/json", "content_encoding": "utf-8", **properties}
+    producer.publish(body, routing_key=queue, declare=[Queue(queue)], headers=headers, **options)
 
 
 def call(task: str, *args: Any, **headers: Any) -> tuple[str, dict[str, Any]]:
@@ -292,6 +295,80 @@ def test_a_message_that_is_no_call_is_rejected(
     assert worker.output().count("Received and deleted") == 0
     worker.stop()
     assert is_empty(broker)
+
+
+#: One of every JSON type, and the odder ones of some.
+ODD: list[Any] = [
+    *(5, -1, 1.5, True, 2**62, "", "x", "a\nb", "x" * 1000, [], [1], [[]], {}, {"a": 1}),
+    *([{"task": 5}], {"task": "x"}, [{"task": "x", "args": 5}]),
+]
+#: What is no marker of a doorbell.
+MARKERS: list[Any] = [
+    *(*ODD, "garbage", {"group": 5}, {"group": "x"}, {"group": "x" * 5000, "rung_ms": 1}),
+    *({"group": "x", "rung_ms": value} for value in ("1", 1.5, True, -1, None, [])),
+    *({"group": value, "rung_ms": 1} for value in (None, 5, [], {}, "", "a|b", "a\nb")),
+    *({"group": "x", "rung_ms": 1, name: 5} for name in ("force", "counted", "goes_on")),
+]
+NAMES = [
+    *("shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id"),
+    *("parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result"),
+    *("replaced_task_nesting", "stamped_headers", "stamps", "headers", "compression"),
+]
+
+
+def odd_messages() -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """Yields bodies, headers and properties of messages that senders may send."""
+    for value in MARKERS:
+        yield *call(ECHO, 1, redis_batches=value), {}
+    for name in NAMES:
+        for value in ODD:
+            yield *call(ECHO, 1, **{name: value}), {}
+    for name in ("callbacks", "errbacks", "chain", "chord"):
+        for value in ODD:
+            yield json.dumps([[1], {}, {name: value}]), call(ECHO)[1], {}
+            old = {"task": ECHO, "id": str(uuid4()), "args": [1], name: value}
+            yield json.dumps(old), {}, {}
+    for value in ODD:
+        yield json.dumps({"task": ECHO, "id": str(uuid4()), "args": value}), {}, {}
+        yield json.dumps({"task": ECHO, "id": value, "args": [1]}), {}, {}
+        yield call(ECHO, 1)[0], {"task": ECHO, "id": value}, {}
+    for content in ("text/plain", "application/x-python-serialize", "application/data", "no such"):
+        yield b"\xff\x00", call(ECHO)[1], {"content_type": content}
+    yield call(ECHO, 1)[0].encode(), call(ECHO)[1], {"content_encoding": "no such"}
+    yield *call(ECHO, 1, stamped_headers=["a"], stamps={"a": {}}), {"reply_to": "a\nb"}
+
+
+def settled(store: Store) -> bool:
+    """Whether no request waits or runs any more."""
+    stats = store.stats()
+    return not (stats["waiting"] or stats["running"] or stats["delayed"])
+
+
+def test_no_message_ends_a_worker(
+    cluster: Cluster, broker: str, sender: Celery, store_of: Callable[[str], Store]
+) -> None:
+    """Nor stays in the queue, nor keeps other calls from running."""
+    worker = cluster.worker()
+    wait_until_they_listen(sender, 1)
+    # With any of them, Celery looks at the stamps of each call.
+    revoked = {"headers": {"a": "x", "x": "x"}, "reply": True, "timeout": 20, "limit": 1}
+    sender.control.revoke_by_stamped_headers(**revoked)
+    ran = [sender.send_task(ECHO, (0,))]
+    with Connection(broker) as connection:
+        for body, headers, properties in odd_messages():
+            publish_on(connection, body, headers, **properties)
+    ran.append(sender.send_task(ECHO, (0,)))
+
+    assert sender.send_task(ADD, (1, 2)).get(timeout=60) == 3
+    assert [result.get(timeout=60) for result in ran] == [[0], [0]]
+    wait_until(lambda: settled(store_of(ECHO)), description="none of them is left")
+    assert "Unrecoverable error" not in worker.output()
+    assert worker.output().count("ready.") == 1
+    # Of the name "a\nb", and of a line that no task logs.
+    assert r"Task a\nb[" in worker.output()
+    assert "\nb[" not in worker.output()
+    assert "???" not in worker.output()
+    wait_until(lambda: is_empty(broker), description="all acknowledged")
 
 
 def test_a_call_that_cannot_wait_in_redis_fails(

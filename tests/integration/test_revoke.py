@@ -146,6 +146,32 @@ def test_a_call_with_an_id_that_was_revoked_does_not_run(cluster: Cluster, shop:
     assert ledger() == []
 
 
+@pytest.mark.parametrize("by", ["result", "control"])
+def test_a_call_with_a_stamp_that_was_revoked_does_not_run(
+    cluster: Cluster, shop: Any, by: str
+) -> None:
+    """As Celery's workers remember it, but for three hours; other stamps do no harm."""
+    stamps = {"tenant": ["a", "c"]}
+    if by == "result":
+        shop.quick.AsyncResult("any").revoke_by_stamped_headers(stamps)
+    else:
+        cluster.worker()
+        wait_until_they_listen(shop.app, 1)
+        shop.app.control.revoke_by_stamped_headers(stamps, reply=True, timeout=20, limit=1)
+    calls = [{"tenant": "a"}, {"tenant": ["b", "c"]}, {"tenant": "b"}, {"user": "a"}, {}]
+    results = [
+        shop.quick.apply_async((n,), stamped_headers=list(each), **each)
+        for n, each in enumerate(calls)
+    ]
+    if by == "result":
+        cluster.worker()
+
+    assert_revoked(results[0])
+    assert_revoked(results[1])
+    assert [result.get(timeout=20) for result in results[2:]] == [2, 3, 4]
+    assert sorted(args for run in ledger() for args in run["args"]) == [[2], [3], [4]]
+
+
 def test_a_canceller_that_dies_is_made_good(cluster: Cluster, shop: Any) -> None:
     """A worker tells when its lease has ended, and does not run the call."""
     store = shop.waiting.inspector._store
@@ -160,10 +186,19 @@ def test_a_canceller_that_dies_is_made_good(cluster: Cluster, shop: Any) -> None
     assert ledger() == []
 
 
+def test_a_purge_removes_doorbells_and_no_calls(cluster: Cluster, shop: Any) -> None:
+    """As the page on operations says: they run when a sweep has rung for them again."""
+    results = [shop.quick.delay(number) for number in range(5)]
+    assert shop.app.control.purge() == 5
+
+    cluster.worker()
+    assert [result.get(timeout=30) for result in results] == list(range(5))
+
+
 # -- By the workers
 
 
-def test_many_calls_are_revoked_by_the_workers(tasks: Any) -> None:
+def test_many_calls_are_revoked_by_the_workers(cluster: Cluster, tasks: Any) -> None:
     """`app.control.revoke` with a list, also of plain and unknown tasks; each is told once."""
     results = [tasks.waiting.delay(number) for number in range(250)]
     results.append(tasks.quick.apply_async((1,), countdown=3600))
@@ -180,6 +215,9 @@ def test_many_calls_are_revoked_by_the_workers(tasks: Any) -> None:
     assert (stats["waiting"], stats["running"], stats["revoked"]) == (0, 0, 250)
     assert tasks.waiting.flush() <= 1
     assert ledger() == []
+    told = "".join(worker.output() for worker in cluster.started)
+    assert f"Discarding revoked task: {tasks.waiting.name}[{results[0].id}]" in told
+    assert "???" not in told
 
 
 def test_a_retry_that_waits_ends_at_once(tasks: Any) -> None:

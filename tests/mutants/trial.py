@@ -35,6 +35,7 @@ Tests: TypeAlias = tuple[str, ...]
 
 #: The tests that are about a module of the package; those about a script have its name.
 _NEAREST = {
+    "arrival": ["tests/integration/test_arrival.py"],
     "batch": [
         "tests/unit/test_endings.py",
         "tests/unit/test_runner.py",
@@ -57,6 +58,7 @@ _NEAREST = {
     "completion": [
         "tests/unit/test_endings.py",
         "tests/unit/test_runner.py",
+        "tests/properties/test_odd_requests.py",
         "tests/integration/test_results.py",
     ],
     "doorbell": ["tests/unit/test_doorbell.py"],
@@ -64,7 +66,12 @@ _NEAREST = {
     "heartbeat": ["tests/unit/test_heartbeat.py"],
     "hold": ["tests/unit/test_hold.py"],
     "inspector": ["tests/lua/test_inspector.py"],
+    "lateresult": ["tests/integration/test_late_results.py"],
     "lease": ["tests/lua/test_ack.py", "tests/lua/test_release.py", "tests/lua/test_extend.py"],
+    "messages": ["tests/properties/test_odd_requests.py", "tests/unit/test_call_options.py"],
+    "printable": ["tests/unit/test_printable.py"],
+    "producer": ["tests/unit/test_call_options.py"],
+    "request": ["tests/unit/test_printable.py", "tests/properties/test_odd_requests.py"],
     # Also lua/results/store.lua.
     "results": ["tests/integration/test_results.py"],
     "outage": ["tests/unit/test_outage.py"],
@@ -80,6 +87,7 @@ _NEAREST = {
     "runner": [
         "tests/unit/test_runner.py",
         "tests/unit/test_revoke.py",
+        "tests/properties/test_odd_requests.py",
         "tests/properties/test_untold.py",
     ],
     "scripts": ["tests/lua/test_scripts.py"],

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from queue import Empty
 from typing import Any
 
@@ -204,6 +205,69 @@ def test_an_option_that_cannot_be_honoured_is_refused(
     with pytest.raises(OptionError, match=message):
         task.apply_async((1,), **options)
     assert task.stats()["pushed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"headers": {"expires": "garbage"}}, "expires is 'garbage', but must be a time"),
+        ({"headers": {"retries": "x"}}, "retries is 'x', but must be an int from 0"),
+        ({"headers": {"eta": "garbage"}}, "eta is 'garbage', but must be a time"),
+        ({"headers": {"stamps": 5}}, "stamps is 5, but must be a mapping"),
+        ({"headers": {"timelimit": 5}}, "timelimit is 5"),
+        ({"group_index": "x"}, "group_index is 'x'"),
+        ({"chord": "x"}, "chord is 'x', but must be a signature"),
+        ({"chain": "x"}, "chain is 'x', but must be a list of signatures"),
+        ({"link": 5}, r"link is \[5\], but must be a list of signatures"),
+        ({"link_error": [{"task": 5}]}, r"link_error is \[{'task': 5}\]"),
+        ({"priority": "x"}, "priority is 'x', but must be an int from 0 to 255"),
+        ({"reply_to": 5}, "reply_to is 5, but must be a text"),
+        ({"eta": datetime.min.replace(tzinfo=None)}, "eta is '0001-01-01T00:00:00'"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("many", [False, True])
+def test_what_no_worker_could_read_is_refused(
+    app: Celery, options: dict[str, Any], message: str, many: bool
+) -> None:
+    """By the call, which says what is allowed; nothing is stored."""
+    app.conf.timezone = "America/New_York"
+    app.conf.enable_utc = False
+    task = batched_task(10, 1, app=app)(function)
+
+    if many and options.keys() & {"group_index", "chord", "chain"}:
+        options, message = {"headers": {"retries": -1}}, "retries is -1"
+    call = partial(task.apply_async_many, [((1,), None)]) if many else task.apply_async
+    with pytest.raises(OptionError, match=message):
+        call(**options)
+    assert task.stats()["pushed"] == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shadow": 5},
+        {"headers": {"retries": None, "stamps": None, "timelimit": None, "shadow": []}},
+        {"headers": {"get": 5, "update": "x", "redis_batches": "garbage"}},
+        {"eta": datetime.min.replace(tzinfo=timezone.utc)},
+    ],
+    ids=str,
+)
+def test_what_harms_nobody_is_taken(options: dict[str, Any]) -> None:
+    """As in Celery."""
+    with in_process(first_argument, 1) as here:
+        result = here.task.apply_async((1,), **options)
+        here.answer(force=True)
+
+        assert result.result == 1
+
+
+def first_argument(requests: list[SimpleRequest]) -> list[Any]:
+    """Returns what each request was called with, when it has looked at all of it."""
+    for request in requests:
+        assert request.retries == 0
+        assert request.context.get("id") == request.id
+    return [request.args[0] for request in requests]
 
 
 def test_a_route_cannot_bring_in_what_a_call_may_not_have(app: Celery) -> None:

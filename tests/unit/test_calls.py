@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 from celery import Celery, Task, chain, chord, group, shared_task
-from celery.exceptions import MaxRetriesExceededError
+from celery.exceptions import ImproperlyConfigured, MaxRetriesExceededError
 
 from redis_batches import Batches, SimpleRequest, batched_task
+from tests.properties.inprocess import in_process
 
 
 def function(requests: list[SimpleRequest]) -> None:
@@ -83,6 +85,26 @@ def test_an_eager_canvas_runs_batches_of_one(app: Celery, double: Any) -> None:
     assert group(double.s(n) for n in range(3)).delay().get() == [0, 2, 4]
     assert chord([double.s(1), double.s(2)])(total.s()).get() == 6
     assert double.chunks([(1,), (2,), (3,)], 2).apply_async().get() == [[2, 4], [6]]
+
+
+def test_what_runs_in_this_process_needs_no_redis(app: Celery) -> None:
+    """Neither a URL nor a server: direct calls, `apply`, eager calls, many, canvas, retries."""
+    app.conf.redis_batches_url = None
+
+    @batched_task(10, 1, app=app, bind=True, max_retries=1, default_retry_delay=0)
+    def twice(self: Any, requests: list[SimpleRequest]) -> list[int]:
+        if requests[0].args[0] == "again" and not self.request.retries:
+            raise self.retry()
+        return [2 * request.args[0] for request in requests]
+
+    with pytest.raises(ImproperlyConfigured, match="set redis_batches_url"):
+        twice.delay(1)
+    assert twice(1) == 2
+    assert twice.apply((1,)).get() == 2
+    app.conf.task_always_eager = True
+    assert twice.delay("again").get() == "againagain"
+    assert [result.get() for result in twice.delay_many([(1,), (2,)])] == [2, 4]
+    assert chord([chain(twice.s(n), twice.s()) for n in range(3)])(twice.s()).get() == [0, 4, 8] * 2
 
 
 def test_signatures_are_celerys(app: Celery, double: Any) -> None:
@@ -202,9 +224,21 @@ def test_an_annotation_changes_the_trigger(app: Celery) -> None:
 
 
 def test_a_copy_cannot_settle(app: Celery) -> None:
-    """It says so, instead of doing nothing."""
-    with pytest.raises(RuntimeError, match="inside the batch function"):
-        SimpleRequest("id", "name").succeed(1)
+    """It says so, instead of doing nothing; a request whose batch has ended says that."""
+    seen: list[SimpleRequest] = []
+
+    def keep(requests: list[SimpleRequest]) -> None:
+        seen.extend(requests)
+
+    with in_process(keep, 1) as here:
+        here.task.delay()
+        here.answer()
+
+    with pytest.raises(RuntimeError, match="the batch of request"):
+        seen[0].succeed(1)
+    for copied in copy.copy(seen[0]), SimpleRequest("id", "name"):
+        with pytest.raises(RuntimeError, match="this is a copy of request"):
+            copied.succeed(1)
 
 
 def test_shared_task_makes_a_batch_task(app: Celery) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
 
 from redis_batches import doorbell
-from redis_batches.doorbell import is_token_of, new_token
+from redis_batches.doorbell import MARKER, is_token_of, new_token, read_marker
 from redis_batches.model import Bells
 from redis_batches.runtime import _inherited, runtime_of
 from tests.properties.inprocess import in_process
@@ -23,6 +24,37 @@ def test_a_token_says_whose_run_it_names() -> None:
     assert is_token_of(token, "one@here")
     assert not is_token_of(token, "two@here")
     assert token != new_token("one@here")
+
+
+def test_a_marker_is_that_of_a_doorbell(app: Celery) -> None:
+    """Also one with a field that only a newer version knows."""
+    message = doorbell._create(app, "t", "0123456789ab", 5, counted=False)
+
+    assert read_marker(message.headers) == message.headers[MARKER]
+    newer = {**message.headers[MARKER], "new": [1]}
+    assert read_marker(Context({MARKER: newer})) == newer
+
+
+@pytest.mark.parametrize("odd", [None, 5, 1.5, True, "", "garbage", [], [1], {}], ids=repr)
+def test_what_anybody_may_send_is_no_marker(odd: Any) -> None:
+    """As a whole, and in each of its fields."""
+    well = {"group": "0123456789ab", "rung_ms": 5}
+    assert read_marker({MARKER: well}) == well
+    assert read_marker({}) is None
+    assert read_marker({MARKER: odd}) is None
+    for name in ("group", "rung_ms"):
+        assert read_marker({MARKER: {key: well[key] for key in well.keys() - {name}}}) is None
+        if (name, odd) not in (("group", "garbage"), ("rung_ms", 5)):
+            assert read_marker({MARKER: {**well, name: odd}}) is None
+    for name in ("force", "counted", doorbell.GOES_ON):
+        if odd is not True:
+            assert read_marker({MARKER: {**well, name: odd}}) is None
+
+
+@pytest.mark.parametrize("field", [{"group": "x" * 65}, {"group": "a|b"}, {"rung_ms": -1}], ids=str)
+def test_a_marker_names_a_group_and_a_time(field: dict[str, Any]) -> None:
+    """No text of any kind, and no number of any size."""
+    assert read_marker({MARKER: {"group": "x", "rung_ms": 5, **field}}) is None
 
 
 def test_a_broker_that_is_down_does_not_fail_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:

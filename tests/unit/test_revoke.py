@@ -14,6 +14,7 @@ from celery.worker.control import Panel
 
 from redis_batches import SimpleRequest, batched_task, remote
 from redis_batches.codec import Envelope, encode, read_headers
+from redis_batches.config import REVOKED_WINDOW_MS
 from redis_batches.errors import StoreError
 from redis_batches.store import Store
 from tests.properties.inprocess import InProcess, in_process
@@ -208,6 +209,70 @@ def test_a_search_goes_on_when_redis_is_back(
         worker.timer.entries.pop()()
 
     assert result.state == states.REVOKED
+
+
+@pytest.mark.parametrize(
+    ("revoked", "stamps", "does_not_run"),
+    [
+        ({"tenant": "a"}, {"tenant": "a"}, True),
+        ({"tenant": ["b", "a"]}, {"tenant": "a"}, True),
+        ({"tenant": "a"}, {"tenant": ["b", "a"]}, True),
+        ({"tenant": 5}, {"tenant": 5}, True),
+        ({"tenant": "5"}, {"tenant": 5}, False),
+        ({"tenant": "a"}, {"tenant": "b"}, False),
+        ({"tenant": "a"}, {"user": "a"}, False),
+        ({"tenant": "a"}, {}, False),
+        ({"tenant": None}, {"tenant": "a"}, False),
+    ],
+    ids=str,
+)
+def test_stamps_are_remembered(
+    here: InProcess, revoked: dict[str, Any], stamps: dict[str, Any], does_not_run: bool
+) -> None:
+    """By the rule of Celery's workers; the others of the batch run."""
+    here.task.AsyncResult("any").revoke_by_stamped_headers(revoked)
+    result = here.task.apply_async((1,), stamped_headers=[*stamps], **stamps)
+    plain = here.task.delay(2)
+    here.task.flush()
+    here.answer(force=True)
+
+    assert result.state == (states.REVOKED if does_not_run else states.SUCCESS)
+    assert plain.result == 1
+    assert here.task.stats()["waiting"] == 0
+
+
+def test_stamps_are_forgotten_as_ids_are(here: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After three hours, of the server's clock."""
+    store = here.task.inspector._store
+    here.task.AsyncResult("any").revoke_by_stamped_headers({"tenant": ["a", "b"]})
+    key = store.keys.resolve("revoked")
+    remembered = store.client.zrange(key, 0, -1, withscores=True)
+    assert len(remembered) == 2
+    store.client.zadd(key, {remembered[0][0]: remembered[0][1] - REVOKED_WINDOW_MS - 1000})
+    store.client.zadd(key, {remembered[1][0]: remembered[1][1] - REVOKED_WINDOW_MS + 60_000})
+
+    calls = [here.task.apply_async((1,), stamped_headers=["tenant"], tenant=x) for x in "ab"]
+    here.task.flush()
+    here.answer(force=True)
+    assert sorted(result.state for result in calls) == [states.REVOKED, states.SUCCESS]
+
+
+@pytest.mark.parametrize("odd", [5, "x", [], [{}], {"tenant": {}}, {"tenant": [[]]}, None], ids=str)
+@pytest.mark.parametrize("name", ["stamps", "stamped_headers"])
+def test_odd_stamps_stop_no_search(here: InProcess, name: str, odd: Any) -> None:
+    """They match nothing; what is stamped as it should be is found."""
+    odd_one = here.task.delay()
+    result = here.task.apply_async((1,), stamped_headers=["tenant"], tenant="a")
+    store = here.task.inspector._store
+    items = store.keys.resolve("items")
+    group, nonce, _ = store.client.hget(items, odd_one.id).split(b":", 2)
+    headers = {"stamps": {"tenant": "b"}, "stamped_headers": ["tenant", [], 5], name: odd}
+    stored = b"%s:%s:%s" % (group, nonce, encode(Envelope(headers), "json"))
+    store.client.hset(items, odd_one.id, stored)
+    here.task.AsyncResult("any").revoke_by_stamped_headers({"tenant": ["a", ["z"]], "x": None})
+
+    assert result.state == states.REVOKED
+    assert odd_one.state == states.PENDING
 
 
 def test_the_commands_are_put_in_front_once(worker: Worker) -> None:

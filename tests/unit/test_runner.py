@@ -478,7 +478,7 @@ def test_requests_that_fail_are_logged(caplog: pytest.LogCaptureFixture) -> None
 
     with (
         in_process(function, 4, ignore_result=True) as here,
-        caplog.at_level("INFO", "celery.task"),
+        caplog.at_level("INFO", "redis_batches"),
     ):
         results = [here.task.delay(number) for number in range(4)]
         answer(here)
@@ -496,7 +496,7 @@ def test_requests_that_retry_are_logged(caplog: pytest.LogCaptureFixture) -> Non
     def function(requests: list[SimpleRequest]) -> None:
         requests[0].retry(countdown=7, exc=Wrong("busy"))
 
-    with in_process(function, 2) as here, caplog.at_level("INFO", "celery.task"):
+    with in_process(function, 2) as here, caplog.at_level("INFO", "redis_batches"):
         retried, _ = [here.task.delay(number) for number in range(2)]
         answer(here)
 
@@ -594,7 +594,7 @@ def test_a_run_that_wakes_after_its_hard_time_limit_gives_no_advice(
         Runner(here.task, store).fail(batch.lease.group, batch.token, TimeLimitExceeded(1))
         raise WorkerShutdown
 
-    with in_process(function, 1) as here, caplog.at_level("INFO", "celery.task"):
+    with in_process(function, 1) as here, caplog.at_level("INFO", "redis_batches"):
         here.task.delay()
         with pytest.raises(WorkerShutdown):
             here.answer(force=True)

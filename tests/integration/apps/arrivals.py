@@ -71,6 +71,12 @@ def tell(requests: list[SimpleRequest]) -> list[dict[str, Any]]:
     ]
 
 
+@batched_task(flush_every=50, flush_interval=0.5, app=app)
+def echo(requests: list[SimpleRequest]) -> list[Any]:
+    """Returns the arguments of each request, whatever they are."""
+    return [request.args for request in requests]
+
+
 @app.task
 def add(a: int, b: int) -> int:
     """A task that is not a batch task."""

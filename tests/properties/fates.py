@@ -110,7 +110,8 @@ class Call:
         moved: Whether it was called again by its own batch: another call has its id since then.
         silent: Whether it may end without any state: the function raised `Ignore`.
         follows: The step before it in its chain, if any.
-        covered: Whether the task retries `Wrong` by itself.
+        covered: What the task retries by itself.
+        oddly: Whether that fails, because of the task's options.
         final: The final state that it was told, once it was.
     """
 
@@ -128,7 +129,8 @@ class Call:
     moved: bool = False
     silent: bool = False
     follows: Call | None = None
-    covered: bool = False
+    covered: tuple[type[BaseException], ...] = ()
+    oddly: bool = False
     final: tuple[str, Any] | None = None
 
     @property
@@ -143,7 +145,10 @@ class Call:
 
     def may_fail(self, exc: BaseException, *, by_retry: bool = False) -> None:
         """Notes that it may fail with an exception, or with one that says the same."""
-        by_retry = by_retry or (self.covered and isinstance(exc, Wrong))
+        covered = isinstance(exc, self.covered)
+        by_retry = by_retry or covered
+        if covered and self.oddly:
+            self.may_fail_somehow()
         if not by_retry or self.runs > MAX_RETRIES:
             self.may.add(("FAILURE", type(exc).__name__))
             if isinstance(exc, (Unlike, Rude)):
@@ -237,17 +242,19 @@ def settle(call: Call, request: SimpleRequest, fate: str, rng: random.Random) ->
         call.may_succeed(call.value)
         backend.mark_as_done(request.id, call.value, request=request)
     elif fate == "mark failure":
-        call.may_fail(exc)
+        # Final, whatever the task retries.
+        call.may.add(("FAILURE", type(exc).__name__))
         backend.mark_as_failure(request.id, exc, request=request)
     elif fate == "mark retry":
         call.may_fail(exc, by_retry=True)
         when = rng.choice(ODD_WHEN)
+        call.may_fail_somehow()
         backend.mark_as_retry(request.id, Retry(exc=exc, when=when), request=request)
     elif name == "retry" and kind in ("", "odd", "unlike"):
         seconds = rng.choice(ODD_SECONDS) if kind == "odd" else 7
         cause = rng.choice((None, exc))
         call.may_fail(cause or TimeoutError(), by_retry=True)
-        if call.runs > MAX_RETRIES:
+        if call.runs > MAX_RETRIES or call.oddly:
             call.may_fail_somehow()
         request.retry(countdown=seconds, exc=cause)
     else:

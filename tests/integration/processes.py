@@ -52,6 +52,11 @@ class Celery:
         """The main process's id, which is also that of its group."""
         return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the main process has ended."""
+        return self._process.poll() is not None
+
     def output(self) -> str:
         """Returns what it printed so far."""
         return self.log.read_text(errors="replace")

@@ -124,7 +124,7 @@ def test_how_a_run_ends(row: Row, way: str) -> None:
     enforced = way in ENFORCED.get(row.pool, ())
     wanted = LIMITED[way] if enforced else TABLE[way]
     task, first = row.tasks[way], row.worker
-    before = _counts(task)
+    before, unanswered = _counts(task), _unacknowledged()
     calls = {name: task.delay(name) for name in ("odd", "innocent")}
 
     row.wait_for(list(calls.values()))
@@ -136,7 +136,8 @@ def test_how_a_run_ends(row: Row, way: str) -> None:
     wait_until(lambda: _grown(task, before) == ended, description=f"{ended} of {way}")
     assert task.stats()["waiting"] == 0
     if row.worker is first:
-        wait_until(lambda: not _unacknowledged(), description="every doorbell is answered")
+        # A worker that ended leaves its own behind, until the broker restores them.
+        wait_until(lambda: _unacknowledged() <= unanswered, description="doorbells are answered")
     if "limit" in way and not enforced:
         kind = way.partition(" ")[0]
         assert f"{way} has a {kind} time limit of 1 s" in row.worker.output()

@@ -110,6 +110,11 @@ class Process:
     stalled_at: str = ""
     last: str = ""
 
+    @property
+    def cannot_tell(self) -> bool:
+        """Whether the result backend refused it something."""
+        return any(fault.where == "results" and not fault.stops for fault in self.struck)
+
     def met(self, where: str) -> bool:
         """Whether something went wrong there, or with the process itself."""
         return any(fault.where == where or fault.stops for fault in self.struck)

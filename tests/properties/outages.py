@@ -305,10 +305,8 @@ def _scripts() -> dict[str, str]:
 
 def _keys(args: tuple[Any, ...]) -> list[str]:
     """Returns the keys of a command, as far as it has any."""
-    if args[0] in ("EVALSHA", "EVAL"):
-        found = args[3 : 3 + int(args[2])]
-    else:
-        found = args[1:2]
+    scripted = args[0] in ("EVALSHA", "EVAL")
+    found = args[3 : 3 + int(args[2])] if scripted else args[1:2]
     return [key.decode() if isinstance(key, bytes) else str(key) for key in found]
 
 

@@ -41,6 +41,7 @@ from redis_batches.config import Settings
 from redis_batches.errors import BatchesError
 from redis_batches.model import Bells
 from redis_batches.runtime import Runtime, runtime_of
+from redis_batches.scripts import folder, load_scripts
 from redis_batches.store import Store
 from redis_batches.sweeper import Served, Sweeper
 from tests.properties import fates, outages
@@ -84,6 +85,10 @@ class House:
 
     def __init__(self, url: str | None) -> None:
         self.clients = {where: outages.connect(where, url) for where in ("store", "results")}
+        # Else the first game would send each script twice, and meet its faults earlier.
+        for script in load_scripts().values():
+            self.clients["store"].script_load(script.source)
+        self.clients["results"].script_load((folder() / "results" / "store.lua").read_text())
         self.namespace = f"reporting-{uuid4().hex[:12]}"
         self.rung: list[Bells] = []
         self.game: Game | None = None

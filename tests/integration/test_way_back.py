@@ -110,7 +110,7 @@ def test_a_chord_goes_on_when_the_store_has_memory_again(
     with redis.Redis.from_url(store_server.url) as client, out_of_memory(client):
         before = refusals(client)
         let_end(cluster)
-        wait_until(lambda: refusals(client) >= before + 3, description="it is sent again")
+        wait_until(lambda: refusals(client) >= before + 6, description="it is sent again")
 
     assert body.get(timeout=30) == 3
 

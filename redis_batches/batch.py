@@ -628,11 +628,15 @@ class Batch:
             try:
                 return completion.tell_success(task, request, value, self.confirm, store=store)
             except Exception as exc:
-                if store and completion.is_transient(task, exc):
+                if stores and completion.is_transient(task, exc):
                     completion.check_value(task, value)
                 raise
 
+        stores = store and not completion.ignored(task, request)
         try:
+            if stores and request.embed:
+                # Before the next step is sent: nobody undoes that.
+                completion.check_value(task, value)
             self.patiently(lambda: completion.go_on(task, request, value))
             return self.patiently(tell)
         except Exception as exc:

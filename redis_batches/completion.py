@@ -33,9 +33,9 @@ from celery.utils.log import get_logger
 from celery.utils.serialization import get_pickleable_exception
 from kombu.exceptions import EncodeError, OperationalError
 
-from redis_batches.endings import is_exception, shown
+from redis_batches.endings import ends_the_run, is_exception, shown
 from redis_batches.errors import BacklogFull, LeaseLost
-from redis_batches.refusal import is_refusal
+from redis_batches.refusal import is_from_redis, is_refusal
 from redis_batches.request import SimpleRequest
 from redis_batches.results import CHUNK, Confirm, Gathering, again, can_gather, states_of
 from redis_batches.results import store as store_state
@@ -93,7 +93,9 @@ def check_value(task: Batches, value: Any) -> None:
     backend: Any = task.backend
     try:
         backend.encode(backend.encode_result(value, states.SUCCESS))
-    except Exception as exc:
+    except BaseException as exc:
+        if ends_the_run(exc) or isinstance(exc, SoftTimeLimitExceeded):
+            raise
         raise EncodeError(f"the result cannot be serialized: {shown(exc)}") from exc
 
 
@@ -136,8 +138,10 @@ def tell_together(
     for request, value in stored:
         try:
             _note(gathering, request, value, extended)
-        except Exception as exc:
-            logger.debug("%s[%s] cannot be told with others: %r", request.name, request.id, exc)
+        except BaseException as exc:
+            if ends_the_run(exc) or isinstance(exc, SoftTimeLimitExceeded):
+                raise
+            logger.debug("%s[%s] is told alone: %s", request.name, request.id, shown(exc))
             continue
         told.append(request)
         if gathering.is_full:
@@ -242,8 +246,11 @@ def tell_failure(task: Batches, request: SimpleRequest, exc: Exception, confirm:
     failure: Any = get_pickleable_exception(exc)
     text, context = traceback_of(exc), request.context
     # With a chain Celery stores its other steps as failed, too.
-    guarded = store and can_gather(task.backend) and not (request.embed or {}).get("chain")
-    if guarded:
+    steps = _steps_after(request) if store and can_gather(task.backend) else None
+    guarded = steps is not None
+    if steps:
+        again(partial(_fail_together, task, [context, *steps], failure, text, confirm), confirm)
+    elif guarded:
         _store(task, request, failure, states.FAILURE, confirm, traceback=text, request=context)
     confirm()
 
@@ -253,6 +260,35 @@ def tell_failure(task: Batches, request: SimpleRequest, exc: Exception, confirm:
 
     _with_what_hangs_on_it(task, request, tell)
     return bool(store)
+
+
+def _steps_after(request: SimpleRequest) -> list[Context] | None:
+    """Returns the steps behind a call in its chain; None if only Celery knows how they fail."""
+    found = []
+    for step in (request.embed or {}).get("chain") or ():
+        context: Any = Context(step)
+        context.update(context.options)
+        context.id = context.options.get("task_id")
+        if "chord" in context.options or step.get("subtask_type") == "chord":
+            return None
+        if context.id is not None:
+            found.append(context)
+    return found
+
+
+def _fail_together(
+    task: Batches,
+    contexts: Sequence[Any],
+    failure: Any,
+    text: str | None,
+    confirm: Confirm,
+    _first_try: bool,
+) -> None:
+    """Stores a failure for a call and the steps behind it, all of them or none."""
+    gathering = Gathering(task.backend, [context.id for context in contexts], confirm)
+    for context in contexts:
+        gathering.note(context.id, failure, states.FAILURE, traceback=text, request=context)
+    gathering.send()
 
 
 def _with_what_hangs_on_it(
@@ -273,7 +309,9 @@ def _with_what_hangs_on_it(
     except SoftTimeLimitExceeded:
         raise
     except Exception as exc:
-        if is_transient(task, exc) or isinstance(exc, LeaseLost) or not request.embed:
+        known = is_transient(task, exc) or isinstance(exc, LeaseLost)
+        # What a server says for the first time is no fault of a signature.
+        if known or is_from_redis(exc) or not request.embed:
             raise
         logger.exception("%s[%s] cannot tell what hangs on it", request.name, request.id)
         tell(Context({**vars(request.context), **dict.fromkeys(_HANGS)}))

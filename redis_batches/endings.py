@@ -41,6 +41,11 @@ def is_time_limit(exc: BaseException) -> bool:
     return gevent is not None and isinstance(exc, gevent.Timeout)
 
 
+def ends_the_run(exc: BaseException) -> bool:
+    """Whether an exception is for the process, or the pool, and not for who happens to meet it."""
+    return is_shutdown(exc) or is_crash(exc) or is_time_limit(exc)
+
+
 def is_exception(value: object) -> bool:
     """Whether something is an exception; asked of its type, since some objects lie or raise."""
     return issubclass(type(value), BaseException)

@@ -74,6 +74,11 @@ def name_server(exc: BaseException, place: str) -> None:
     setattr(exc, _PLACE, place)
 
 
+def is_from_redis(exc: BaseException) -> bool:
+    """Tells whether a Redis, or the way to it, is where an error came from."""
+    return isinstance(exc, RedisError)
+
+
 def is_refusal(exc: BaseException) -> bool:
     """Tells whether Redis refused a command for its own state, not for what the command says."""
     return isinstance(exc, RedisError) and word_of(exc) not in (None, "WRONGTYPE")

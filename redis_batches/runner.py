@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from billiard import current_process
 from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
 from celery.utils.log import get_logger
 from celery.utils.nodenames import gethostname
@@ -192,6 +193,9 @@ class Runner:
             self._settle(batch, well=raised is None)
         except BaseException as exc:
             self._break_off(batch, exc)
+            if is_crash(exc) and current_process().name == "MainProcess":
+                # Only a process of the prefork pool may end: others take the worker along.
+                raise failure_of(exc) from exc
             raise
         if raised is not None:
             raise raised

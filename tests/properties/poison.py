@@ -16,7 +16,7 @@ from math import log2
 from typing import Any
 
 import pytest
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Ignore, Retry, WorkerLostError
 
 from redis_batches import SimpleRequest
 from redis_batches.runner import Runner
@@ -114,7 +114,7 @@ class Bench:
             try:
                 with suppress(Ignore, Retry, Wrong):
                     self.here.answer()
-            except Killed:
+            except WorkerLostError:
                 token = self.store.find_token(f"bell-{self._answers}")
                 trigger = self.task.trigger
                 self._ring("", self.store.reclaim(token, group, trigger, seen_dead=True))

@@ -10,7 +10,7 @@ import fakeredis
 import pytest
 import redis
 from celery import chain
-from celery.exceptions import Ignore, TimeLimitExceeded
+from celery.exceptions import Ignore, TimeLimitExceeded, WorkerLostError
 
 from redis_batches import SimpleRequest, completion
 from redis_batches.batch import Batch
@@ -274,7 +274,7 @@ def answer_and_die(here: InProcess, owner: object, name: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for where, what in (owner, name), (Lease, "ack"), (Store, "reclaim"):
             patch.setattr(where, what, dies)
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt, WorkerLostError):
             here.answer()
 
 

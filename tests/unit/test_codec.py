@@ -356,6 +356,21 @@ def test_a_soft_time_limit_while_arguments_are_encoded_passes(serializer: str) -
         Encoder(Envelope(), serializer, None)((Slow(),), {})
 
 
+def test_a_soft_time_limit_is_not_lost_when_a_second_try_succeeds() -> None:
+    """It comes once."""
+    tries: list[int] = []
+
+    class Once:
+        def __json__(self) -> int:
+            tries.append(1)
+            if len(tries) == 1:
+                raise SoftTimeLimitExceeded
+            return 5
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        Encoder(Envelope(), "json", None)((Once(),), {})
+
+
 def test_a_soft_time_limit_while_a_call_is_decoded_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call is as good as it was."""
 

@@ -144,7 +144,7 @@ def test_the_documented_rights_are_enough_in_a_cluster(nodes: list[EmbeddedServe
     assert push(store, "c") == [Status.NEW]
     assert run_all(store) == ["a", "b", "c"]
     assert store.stats()["acked"] == 3
-    Registry(store.client, SETTINGS.namespace).write({"task": {}})
+    Registry(store.client, SETTINGS.namespace).write({"task": TRIGGER})
 
 
 def test_a_cluster_needs_rights_of_its_own(nodes: list[EmbeddedServer]) -> None:
@@ -158,8 +158,11 @@ def test_a_cluster_needs_rights_of_its_own(nodes: list[EmbeddedServer]) -> None:
         task.stats()
 
 
-def test_a_server_that_is_no_cluster_says_so(server: EmbeddedServer) -> None:
+def test_a_server_that_is_no_cluster_says_so(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At once: it will be none later, either."""
+    monkeypatch.setattr("redis_batches.driver.sleep", pytest.fail)
     app = Celery(broker="memory://", set_as_current=False)
     app.conf.redis_batches_url = server.url.replace("redis://", "redis+cluster://")
     task = make_task(app)

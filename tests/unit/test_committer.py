@@ -107,6 +107,28 @@ def test_a_lone_caller_goes_straight_out(line: Line) -> None:
     assert line.sent == [["a"], ["b"], ["c"]]
 
 
+def test_a_caller_gives_up_when_its_own_time_is_over(line: Line) -> None:
+    """The leader may be out for longer, for whatever reason."""
+    line.committer._deadline = 0.1
+    line.call("a", "b")
+    wait_until(lambda: "b" in line.told, description="the caller gives up")
+
+    assert isinstance(line.told["b"], StoreError)
+    line.finish()
+    assert line.sent == [["a"]]
+
+
+def test_a_leader_with_little_time_does_not_fail_for_others(line: Line) -> None:
+    """Who came much later has much more time left, and leads by itself."""
+    line.committer._deadline = 0.5
+    line.call("a", "b")
+    line.committer._deadline = 60
+    line.call("c")
+    line.finish()
+
+    assert line.sent == [["a"], ["b"], ["c"]]
+
+
 def test_a_script_call_is_bounded_and_for_one_group(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:

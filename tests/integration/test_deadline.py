@@ -130,7 +130,7 @@ def test_a_server_that_stops_is_an_error_in_time(
 
 def test_threads_do_not_wait_for_the_deadlines_of_others(server: EmbeddedServer) -> None:
     """Calls that share script calls: each has its own deadline, from its own beginning."""
-    task = make_task(server.url, redis_batches_deadline=2 * LATEST)
+    task = make_task(server.url, redis_batches_deadline=6, redis_batches_retries=100)
     task.delay()
     took: list[float] = []
 
@@ -147,13 +147,13 @@ def test_threads_do_not_wait_for_the_deadlines_of_others(server: EmbeddedServer)
         for thread in threads:
             thread.join(60)
     assert len(took) == 16
-    # The next leader's own time would end after four times that.
-    assert max(took) < 3 * LATEST
+    # A second deadline would end after 12 seconds.
+    assert max(took) < 10
 
 
 def test_threads_of_several_queues_do_not_wait_for_each_other(server: EmbeddedServer) -> None:
     """Calls that cannot share a script call, neither."""
-    task = make_task(server.url, redis_batches_deadline=2 * LATEST)
+    task = make_task(server.url, redis_batches_deadline=6, redis_batches_retries=100)
     task.delay()
     took: list[float] = []
 
@@ -170,8 +170,8 @@ def test_threads_of_several_queues_do_not_wait_for_each_other(server: EmbeddedSe
         for thread in threads:
             thread.join(60)
     assert len(took) == 8
-    # The next leader's own time would end after four times that.
-    assert max(took) < 3 * LATEST
+    # A second deadline would end after 12 seconds.
+    assert max(took) < 10
 
 
 def test_each_try_of_a_retry_policy_has_the_deadline() -> None:

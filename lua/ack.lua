@@ -1,6 +1,6 @@
 -- ack: forget requests whose outcome was told, and end the batch once nothing of it is owned.
 --
--- KEYS[1] items     hash  id -> group:nonce:envelope
+-- KEYS[1] items     hash  id -> group:nonce:size:envelope
 -- KEYS[2] batch     list  the claimed entries of this token
 -- KEYS[3] claims    hash  token -> record; bell:id -> token
 -- KEYS[4] own       hash  id -> token:nonce
@@ -105,9 +105,13 @@ if #tombstones > 0 then
   local expired = redis.call('ZRANGEBYSCORE', done, '-inf', int(now), 'LIMIT', 0, #tombstones)
   call_many('ZREM', done, expired)
   call_many('ZADD', done, tombstones)
-  local excess = redis.call('ZCARD', done) - window
-  if excess > 0 then
-    redis.call('ZREMRANGEBYRANK', done, 0, math.min(excess, #tombstones) - 1)
+  local last = math.min(redis.call('ZCARD', done) - window, #tombstones) - 1
+  if last >= 0 then
+    -- What ended before is not surely remembered: a push that is sent again goes by that.
+    local expiry_ms = tonumber(redis.call('ZRANGE', done, last, last, 'WITHSCORES')[2])
+    local known_ms = tonumber(redis.call('HGET', stats, 'forgotten_ms') or 0)
+    redis.call('HSET', stats, 'forgotten_ms', int(math.max(expiry_ms, known_ms)))
+    redis.call('ZREMRANGEBYRANK', done, 0, last)
   end
 end
 if #mine > 0 then

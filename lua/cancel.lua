@@ -1,7 +1,7 @@
 -- cancel: lease what waits or is delayed to whoever revokes it, and mark what runs.
 --
--- KEYS[1]  items     hash  id -> group:nonce:envelope
--- KEYS[2]  pending   list  since_ms:split:id, oldest first
+-- KEYS[1]  items     hash  id -> group:nonce:size:envelope
+-- KEYS[2]  pending   list  since_ms:split:size:id, oldest first
 -- KEYS[3]  batch     list  the claimed entries of this token
 -- KEYS[4]  claims    hash  token -> record; bell:id -> token
 -- KEYS[5]  own       hash  id -> token:nonce
@@ -15,6 +15,7 @@
 -- KEYS[13] revoked   zset  id -> expiry (ms)
 -- KEYS[14] stale     hash  group:id -> its entries from the head: s stale, l live
 -- KEYS[15] stats     hash  counters
+-- KEYS[16] parked    hash  group -> its delayed requests and dead letters
 -- ARGV[1]  now_ms     int   empty: the server's time
 -- ARGV[2]  group      text  of the requests to lease, or empty to ask for theirs
 -- ARGV[3]  token      text  a fresh nonce of this call
@@ -34,7 +35,7 @@
 local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local leases, routes, attempts, delayed = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local eta, dead, done, revoked = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
-local stale, stats = KEYS[14], KEYS[15]
+local stale, stats, parked = KEYS[14], KEYS[15], KEYS[16]
 local now_ms, group, token = ARGV[1], ARGV[2], ARGV[3]
 local lease_ms, window_ms, window = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local ids = {unpack(ARGV, 7)}
@@ -54,6 +55,7 @@ redis.call('ZCARD', eta)
 redis.call('ZCARD', dead)
 redis.call('ZCARD', revoked)
 redis.call('HLEN', stale)
+redis.call('HLEN', parked)
 
 if ended then
   return {'ended'}
@@ -90,7 +92,7 @@ for i, id in ipairs(ids) do
   if place == 'leased' then
     local split = read_attempts(records[i]).split
     -- Since when it waits is not known here; 0 keeps what its last run told from looking older.
-    local entry = write_entry(0, split, id)
+    local entry = write_entry(0, split, '', id)
     rows[#rows + 1], rows[#rows + 2], rows[#rows + 3] = entry, records[i], values[i]
     if not owners[i] then
       entries[#entries + 1] = entry
@@ -104,12 +106,16 @@ end
 local expired = redis.call('ZRANGEBYSCORE', revoked, '-inf', int(now), 'LIMIT', 0, #remembered)
 expired[#expired + 1] = ''
 call_many('ZREM', revoked, expired)
+local unparked = 0
 for _, member in ipairs(members) do
-  if redis.call('ZREM', delayed, member) + redis.call('ZREM', eta, member) == 0 then
+  if redis.call('ZREM', delayed, member) + redis.call('ZREM', eta, member) > 0 then
+    unparked = unparked + 1
+  else
     local marks, changed = string.gsub(redis.call('HGET', stale, member) or '', 'l', 's')
     redis.call('HSET', stale, member, changed > 0 and marks or marks .. 's')
   end
 end
+park(parked, group, -unparked)
 call_many('ZADD', revoked, remembered)
 local excess = redis.call('ZCARD', revoked) - window
 if excess > 0 then
@@ -124,12 +130,11 @@ if known then
   return {'cancelled', claim.fence, int(claim.started_ms), claim.route, places, joined(rows)}
 end
 if #entries > 0 then
-  open_claim(batch, claims, own, leases, stats, token, {
+  open_claim(batch, claims, own, leases, token, {
     group = group, fence = fence, started_ms = now, lease_ms = lease_ms, deadline_ms = 0,
-    at_most_once = false, bell = '', route = route,
-  }, entries, held)
+    at_most_once = false, progress = '', bell = '', route = route,
+  }, now + lease_ms, entries, held)
+  redis.call('HSET', stats, 'fence', int(fence))
 end
-if not waits and redis.call('ZCARD', delayed) + redis.call('ZCARD', eta) == 0 then
-  redis.call('HDEL', routes, group)
-end
+forget_route(routes, parked, group, waits)
 return {'cancelled', int(fence), int(now), route, places, joined(rows)}

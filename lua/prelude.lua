@@ -53,23 +53,23 @@ local function call_many(command, key, values)
   return joined
 end
 
--- An entry of a pending list is since_ms:split:id.
+-- An entry of a pending list is since_ms:split:size:id; the size is that of its request, in bytes.
 local function read_entry(entry)
-  local since_ms, split, id = string.match(entry, '^(%d+):([^:]*):(.*)$')
-  return tonumber(since_ms or 0), split or '0', id or ''
+  local since_ms, split, size, id = string.match(entry, '^(%d+):([^:]*):(%d*):(.*)$')
+  return tonumber(since_ms or 0), split or '0', id or '', size or ''
 end
 
 local function ids_of(entries)
-  local ids, splits = {}, {}
+  local ids, splits, sizes = {}, {}, {}
   for i, entry in ipairs(entries) do
-    local split, id = string.match(entry, '^%d+:([^:]*):(.*)$')
-    ids[i], splits[i] = id or '', split or '0'
+    local split, size, id = string.match(entry, '^%d+:([^:]*):(%d*):(.*)$')
+    ids[i], splits[i], sizes[i] = id or '', split or '0', size or ''
   end
-  return ids, splits
+  return ids, splits, sizes
 end
 
-local function write_entry(since_ms, split, id)
-  return int(since_ms) .. ':' .. split .. ':' .. id
+local function write_entry(since_ms, split, size, id)
+  return int(since_ms) .. ':' .. split .. ':' .. size .. ':' .. id
 end
 
 -- What was given back is due at once, and so is what lies in the future: the clock went back.
@@ -78,20 +78,29 @@ local function is_due(entry, interval_ms, now)
   return split ~= FRESH or since_ms > now or since_ms + interval_ms <= now
 end
 
--- A value of items is group:nonce:envelope; an empty nonce means that the id is the call's own.
+-- A value of items is group:nonce:size:envelope; an empty nonce means that the id is the call's own,
+-- an empty size that the envelope is as large as what a worker will hold of it.
 local function read_nonce(value, id)
   local nonce = string.match(value, '^[^:]*:([^:]*):')
   return (nonce == nil or nonce == '') and id or nonce
 end
 
--- A record of bells is outstanding:rung_ms:pause_ms:feared; rung_ms is when the last one was rung or
--- answered. If that lies in the future, because the clock went back, it counts as a pause ago: else
--- it would be waited for until then.
+-- The bytes that a worker will hold of a stored request; more than are stored if it is compressed.
+local function read_size(value)
+  local size = string.match(value, '^[^:]*:[^:]*:(%d*):')
+  return math.max(tonumber(size or '') or 0, #value)
+end
+
+-- A record of bells is outstanding:rung_ms:pause_ms:feared:fills; rung_ms is when the last one was
+-- rung or answered. If that lies in the future, because the clock went back, it counts as a pause
+-- ago: else it would be waited for until then. `fills` is the flush_every of who answered last.
 local function read_bells(record, now)
-  local out, rung_ms, pause_ms, feared = string.match(record or '', '^(%d+):(%d+):(%d+):(%d)$')
+  local out, rung_ms, pause_ms, feared, fills =
+    string.match(record or '', '^(%d+):(%d+):(%d+):(%d):(%d+)$')
   local state = {
     out = tonumber(out or 0), rung_ms = tonumber(rung_ms or now),
     pause_ms = tonumber(pause_ms or MIN_PAUSE_MS), feared = feared == '1',
+    fills = tonumber(fills or 0),
   }
   if state.rung_ms > now then
     state.rung_ms = now - state.pause_ms
@@ -101,7 +110,7 @@ end
 
 local function write_bells(state)
   local feared = state.feared and 1 or 0
-  return table.concat({state.out, int(state.rung_ms), int(state.pause_ms), feared}, ':')
+  return table.concat({state.out, int(state.rung_ms), int(state.pause_ms), feared, state.fills}, ':')
 end
 
 -- How many doorbells to ring when so many batches can be claimed; notes that they are out. While
@@ -120,8 +129,9 @@ end
 
 -- After a change of a pending list: counts the batches that can be claimed now, books the doorbells
 -- that the caller must ring for them, and notes when the group next wants attention. Level, not
--- edge: a lost doorbell is made good by the next script that looks. Returns doorbells to ring;
--- if `quiet` none: the next sweep rings for what can be claimed.
+-- edge: a lost doorbell is made good by the next script that looks. What is not full for whoever
+-- answers is not rung for: callers and workers of two deploys have different sizes. Returns doorbells
+-- to ring; if `quiet` none: the next sweep rings for what can be claimed.
 local function arm(pending, groups, bells, group, flush_every, interval_ms, now, quiet)
   local waiting = redis.call('LLEN', pending)
   if waiting == 0 then
@@ -131,9 +141,10 @@ local function arm(pending, groups, bells, group, flush_every, interval_ms, now,
   end
   local head = redis.call('LINDEX', pending, 0)
   local state = read_bells(redis.call('HGET', bells, group), now)
-  local claimable = math.floor(waiting / flush_every)
+  local size = math.max(flush_every, state.fills)
+  local claimable = math.floor(waiting / size)
   if is_due(head, interval_ms, now) then
-    claimable = math.ceil(waiting / flush_every)
+    claimable = math.ceil(waiting / size)
   end
   if claimable == 0 then
     redis.call('ZADD', groups, int(read_entry(head) + interval_ms), group)
@@ -174,6 +185,11 @@ local function give_back(pending, stale, group, entries)
     if marks then
       redis.call('HSET', stale, group .. ':' .. id, 'l' .. marks)
     end
+  end
+  local head_ms, head_split = read_entry(redis.call('LINDEX', pending, 0) or '')
+  if ordered and (head_split == FRESH or head_ms >= newest) then
+    put_first(pending, entries)
+    return
   end
   local earlier = 0
   for _, entry in ipairs(redis.call('LRANGE', pending, 0, CHUNK - 1)) do
@@ -242,21 +258,27 @@ local function halve(flush_every, split, size)
   return split
 end
 
--- A record of claims is group|fence|started_ms|lease_ms|deadline_ms|at_most_once|bell|route.
+-- What a record says in the place of its fence once its run is dead: no run has it.
+local NO_FENCE = '0'
+
+-- A record of claims is group|fence|started_ms|lease_ms|deadline_ms|at_most_once|progress|bell|route.
+-- The progress is empty for a batch that is whole; of one that is claimed in steps it is split,bytes
+-- of what it has; of one that is taken back in steps, how many it held: seen,held while they are
+-- counted.
 local function read_claim(record)
-  local group, fence, started_ms, lease_ms, deadline_ms, once, bell, route =
-    string.match(record or '', '^([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|(%d)|([^|]*)|(.*)$')
+  local group, fence, started_ms, lease_ms, deadline_ms, once, progress, bell, route =
+    string.match(record or '', '^([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|(%d)|([^|]*)|([^|]*)|(.*)$')
   return {
     group = group or '', fence = fence or '0', started_ms = tonumber(started_ms or 0),
     lease_ms = tonumber(lease_ms or 0), deadline_ms = tonumber(deadline_ms or 0),
-    at_most_once = once == '1', bell = bell or '', route = route or '',
+    at_most_once = once == '1', progress = progress or '', bell = bell or '', route = route or '',
   }
 end
 
 local function write_claim(claim)
   return table.concat({
     claim.group, int(claim.fence), int(claim.started_ms), int(claim.lease_ms),
-    int(claim.deadline_ms), claim.at_most_once and 1 or 0, claim.bell, claim.route,
+    int(claim.deadline_ms), claim.at_most_once and 1 or 0, claim.progress, claim.bell, claim.route,
   }, '|')
 end
 
@@ -265,13 +287,26 @@ local function next_fence(stats, now)
   return math.max(tonumber(redis.call('HGET', stats, 'fence') or 0) + 1, now)
 end
 
+-- Counts what of a group neither waits nor runs: delayed requests and dead letters.
+local function park(parked, group, change)
+  if change ~= 0 and redis.call('HINCRBY', parked, group, change) <= 0 then
+    redis.call('HDEL', parked, group)
+  end
+end
+
+-- Forgets where to ring for a group of which nothing is parked or waits; what runs knows it, too.
+local function forget_route(routes, parked, group, waits)
+  if not waits and redis.call('HEXISTS', parked, group) == 0 then
+    redis.call('HDEL', routes, group)
+  end
+end
+
 -- Leases entries to a token; `owners` are their ids, each with token:nonce.
-local function open_claim(batch, claims, own, leases, stats, token, claim, entries, owners)
+local function open_claim(batch, claims, own, leases, token, claim, expiry_ms, entries, owners)
   call_many('RPUSH', batch, entries)
   call_many('HSET', own, owners)
   redis.call('HSET', claims, token, write_claim(claim))
-  redis.call('ZADD', leases, int(claim.started_ms + claim.lease_ms), token)
-  redis.call('HSET', stats, 'fence', int(claim.fence))
+  redis.call('ZADD', leases, int(expiry_ms), token)
 end
 
 -- Whether a record is that of the claim which a run knows by its fence. A call of `claim` that was
@@ -296,9 +331,9 @@ local function close_claim(batch, claims, leases, token, bell)
   end
 end
 
--- The entries of a batch whose requests this token still owns.
-local function owned_entries(batch, own, token)
-  local entries, mine = redis.call('LRANGE', batch, 0, -1), {}
+-- The entries of a batch, from one place to another, whose requests this token still owns.
+local function owned_entries(batch, own, token, first, last)
+  local entries, mine = redis.call('LRANGE', batch, first, last), {}
   for i, owner in ipairs(call_many('HMGET', own, ids_of(entries))) do
     if owner and string.match(owner, '^[^:]*') == token then
       mine[#mine + 1] = entries[i]

@@ -1,11 +1,11 @@
 -- release: give requests of a batch back: to run later, to run at once, or as dead letters.
 --
--- KEYS[1]  items     hash  id -> group:nonce:envelope
--- KEYS[2]  pending   list  since_ms:split:id, oldest first
+-- KEYS[1]  items     hash  id -> group:nonce:size:envelope
+-- KEYS[2]  pending   list  since_ms:split:size:id, oldest first
 -- KEYS[3]  claims    hash  token -> record; bell:id -> token
 -- KEYS[4]  own       hash  id -> token:nonce
 -- KEYS[5]  groups    zset  group -> when it next wants attention (ms)
--- KEYS[6]  bells     hash  group -> outstanding:rung_ms:pause_ms:feared
+-- KEYS[6]  bells     hash  group -> outstanding:rung_ms:pause_ms:feared:fills
 -- KEYS[7]  routes    hash  group -> where to ring for it (JSON)
 -- KEYS[8]  delayed   zset  group:id -> ready (ms)
 -- KEYS[9]  dead      zset  group:id -> died (ms)
@@ -13,6 +13,8 @@
 -- KEYS[11] errors    hash  id -> text of the last error
 -- KEYS[12] stats     hash  counters
 -- KEYS[13] stale     hash  group:id -> its entries from the head: s stale, l live
+-- KEYS[14] parked    hash  group -> its delayed requests and dead letters
+-- KEYS[15] done      zset  nonce or token -> expiry (ms)
 -- ARGV[1]  now_ms       int   empty: the server's time
 -- ARGV[2]  group        text
 -- ARGV[3]  token        text
@@ -21,7 +23,8 @@
 -- ARGV[6]  interval_ms  int
 -- ARGV[7]  max_dead     int   dead letters of the task; then the oldest goes
 -- ARGV[8]  size         int   requests that the batch began with
--- ARGV[9+] outcomes     list  (id, since_ms, verb, delay_ms, error)*, at most 250; the verb is
+-- ARGV[9]  window_ms    int   how long a call is remembered that is dead
+-- ARGV[10+] outcomes    list  (id, since_ms, verb, delay_ms, error)*, at most 250; the verb is
 --                             "retry", "retry_batch" (the whole batch failed), "put_back",
 --                             "postpone" (put back for a cause outside the request) or "dead"
 --
@@ -34,10 +37,12 @@
 local items, pending, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local groups, bells, routes, delayed, dead = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local attempts, errors, stats, stale = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local parked, done = KEYS[14], KEYS[15]
 local now_ms, group, token, fence = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local flush_every, interval_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local max_dead, size = tonumber(ARGV[7]), tonumber(ARGV[8])
-local outcomes = {unpack(ARGV, 9)}
+local window_ms = tonumber(ARGV[9])
+local outcomes = {unpack(ARGV, 10)}
 
 local now = clock(now_ms)
 local record = redis.call('HGET', claims, token)
@@ -60,6 +65,8 @@ redis.call('HLEN', routes)
 redis.call('ZCARD', delayed)
 redis.call('HLEN', errors)
 redis.call('HLEN', stale)
+redis.call('HLEN', parked)
+redis.call('ZCARD', done)
 
 -- Counts a put-back in a record; returns how long it waits. It keeps its age: what its run may have
 -- told meanwhile is known to be its own by that.
@@ -83,9 +90,11 @@ local function try(state, verb)
 end
 
 local freed, waiting, later, buried, written, texts = {}, {}, {}, {}, {}, {}
+local tombstones, remembered_ms = {}, int(now + window_ms)
 for i, id in ipairs(ids) do
   local since_ms, verb, delay_ms, error = unpack(outcomes, 5 * i - 3, 5 * i)
-  if owners[i] and string.match(owners[i], '^[^:]*') == token then
+  local owner, nonce = string.match(owners[i] or '', '^([^:]*):(.*)$')
+  if owner == token then
     freed[#freed + 1] = id
     local state = read_attempts(records[i])
     delay_ms = tonumber(delay_ms)
@@ -103,10 +112,12 @@ for i, id in ipairs(ids) do
     local member = group .. ':' .. id
     if verb == 'dead' then
       buried[#buried + 1], buried[#buried + 2] = int(now), member
+      -- The letter may be dropped while its call is still being sent again.
+      tombstones[#tombstones + 1], tombstones[#tombstones + 2] = remembered_ms, nonce
     elseif delay_ms > 0 then
       later[#later + 1], later[#later + 2] = int(now + delay_ms), member
     else
-      waiting[#waiting + 1] = write_entry(tonumber(since_ms), state.split, id)
+      waiting[#waiting + 1] = write_entry(tonumber(since_ms), state.split, '', id)
     end
   end
 end
@@ -120,11 +131,18 @@ call_many('HSET', attempts, written)
 call_many('HSET', errors, texts)
 call_many('ZADD', delayed, later)
 call_many('ZADD', dead, buried)
+call_many('ZADD', done, tombstones)
+park(parked, group, (#later + #buried) / 2)
 excess = excess + #buried / 2
 if #buried > 0 and excess > 0 then
   local oldest, gone = redis.call('ZRANGE', dead, 0, excess - 1), {}
   for i, member in ipairs(oldest) do
-    gone[i] = string.match(member, '^[^:]*:(.*)$')
+    local its
+    its, gone[i] = string.match(member, '^([^:]*):(.*)$')
+    park(parked, its, -1)
+    if its ~= group then
+      forget_route(routes, parked, its, redis.call('ZSCORE', groups, its))
+    end
   end
   call_many('ZREM', dead, oldest)
   call_many('HDEL', items, gone)
@@ -137,8 +155,13 @@ for name, count in pairs({put_backs = counted.put_back, postponed = counted.post
     redis.call('HINCRBY', stats, name, count)
   end
 end
-redis.call('HSETNX', routes, group, read_claim(record).route)
 if #waiting > 0 then
   give_back(pending, stale, group, waiting)
 end
-return {'released', #freed, arm(pending, groups, bells, group, flush_every, interval_ms, now)}
+local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
+local waits, route = redis.call('LLEN', pending) > 0, read_claim(record).route
+if route ~= '' and (waits or redis.call('HEXISTS', parked, group) == 1) then
+  redis.call('HSETNX', routes, group, route)
+end
+forget_route(routes, parked, group, waits)
+return {'released', #freed, signals}

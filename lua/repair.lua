@@ -1,46 +1,53 @@
 -- repair: index requests of one group again that no index knows, and forget owners without a claim.
 --
--- KEYS[1] items    hash  id -> group:nonce:envelope
--- KEYS[2] pending  list  since_ms:split:id, oldest first
+-- KEYS[1] items    hash  id -> group:nonce:size:envelope
+-- KEYS[2] pending  list  since_ms:split:size:id, oldest first
 -- KEYS[3] own      hash  id -> token:nonce
 -- KEYS[4] claims   hash  token -> record; bell:id -> token
 -- KEYS[5] leases   zset  token -> expiry (ms)
 -- KEYS[6] groups   zset  group -> when it next wants attention (ms)
--- KEYS[7] bells    hash  group -> outstanding:rung_ms:pause_ms:feared
+-- KEYS[7] bells    hash  group -> outstanding:rung_ms:pause_ms:feared:fills
 -- KEYS[8] routes   hash  group -> where to ring for it (JSON)
 -- KEYS[9] delayed  zset  group:id -> ready (ms)
 -- KEYS[10] eta     zset  group:id -> wall clock (ms)
 -- KEYS[11] dead    zset  group:id -> died (ms)
 -- KEYS[12] stale   hash  group:id -> its entries from the head: s stale, l live
+-- KEYS[13] parked  hash  group -> its delayed requests and dead letters
 -- ARGV[1]  now_ms       int   empty: the server's time
 -- ARGV[2]  group        text
--- ARGV[3]  route        text  JSON, for a group whose route is not known any more
+-- ARGV[3]  route        text  JSON, for a group whose route is not known any more, or empty
 -- ARGV[4]  flush_every  int
 -- ARGV[5]  interval_ms  int
--- ARGV[6+] lost         list  marks:id of what the caller saw in no pending list; at most 500
+-- ARGV[6]  noted        int   what `parked` says of the group
+-- ARGV[7]  counted      int   what it should say
+-- ARGV[8+] lost         list  marks:id of what the caller saw in no pending list; at most 500
 --
 -- The marks are those in `stale` if they are of more entries than the caller saw: if they still are
 -- the same, they are of a list that was deleted, and would hide a request that comes later. A second
 -- entry of a request that waits after all is harmless: a claim skips it. Returns {"repaired", count,
--- signals, route}. Cost O(ids).
+-- signals, route}, or {"unrouted", count} if nobody knows where to ring for the group, which changes
+-- nothing. Cost O(ids log n).
 local items, pending, own, claims, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local groups, bells, routes = KEYS[6], KEYS[7], KEYS[8]
-local delayed, eta, dead, stale = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local delayed, eta, dead, stale, parked = KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local now_ms, group, route = ARGV[1], ARGV[2], ARGV[3]
 local flush_every, interval_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
-local lost = {unpack(ARGV, 6)}
+local noted, counted = tonumber(ARGV[6]), tonumber(ARGV[7])
+local lost = {unpack(ARGV, 8)}
 
 local now = clock(now_ms)
 local ids, marks = {}, {}
 for i, each in ipairs(lost) do
   marks[i], ids[i] = string.match(each, '^(%a*):(.*)$')
 end
-local values, owners = call_many('HMGET', items, ids), call_many('HMGET', own, ids)
-redis.call('LLEN', pending)
+local owners = call_many('HMGET', own, ids)
+redis.call('HLEN', items)
+local waiting = redis.call('LLEN', pending)
+local has = tonumber(redis.call('HGET', parked, group) or 0)
 redis.call('ZCARD', groups)
 redis.call('HLEN', bells)
-redis.call('HLEN', routes)
 redis.call('HLEN', stale)
+route = redis.call('HGET', routes, group) or route
 
 local function is_elsewhere(id, owner)
   local token = owner and string.match(owner, '^[^:]*')
@@ -58,17 +65,22 @@ for i, id in ipairs(ids) do
   if marks[i] ~= '' and redis.call('HGET', stale, member) == marks[i] then
     unmarked[#unmarked + 1] = member
   end
-  if values[i] and not is_elsewhere(id, owners[i]) then
-    entries[#entries + 1] = write_entry(now, FRESH, id)
+  if redis.call('HEXISTS', items, id) == 1 and not is_elsewhere(id, owners[i]) then
+    entries[#entries + 1] = write_entry(now, FRESH, '', id)
     freed[#freed + 1] = id
     unmarked[#unmarked + 1] = member
   end
 end
+if route == '' and #entries + waiting + has > 0 then
+  return {'unrouted', #entries + waiting + has}
+end
 call_many('HDEL', own, freed)
 call_many('HDEL', stale, unmarked)
 call_many('RPUSH', pending, entries)
-if #entries > 0 then
-  redis.call('HSETNX', routes, group, route)
+-- Unless it has changed since.
+park(parked, group, has == noted and counted - noted or 0)
+if #entries + waiting > 0 or redis.call('HEXISTS', parked, group) == 1 then
+  redis.call('HSET', routes, group, route)
 end
 local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
-return {'repaired', #entries, signals, redis.call('HGET', routes, group) or route}
+return {'repaired', #entries, signals, route}

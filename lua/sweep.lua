@@ -1,7 +1,7 @@
 -- sweep: name what is overdue, and book one doorbell for each group that nobody rang for.
 --
 -- KEYS[1] groups   zset  group -> when it next wants attention (ms)
--- KEYS[2] bells    hash  group -> outstanding:rung_ms:pause_ms:feared
+-- KEYS[2] bells    hash  group -> outstanding:rung_ms:pause_ms:feared:fills
 -- KEYS[3] routes   hash  group -> where to ring for it (JSON)
 -- KEYS[4] leases   zset  token -> expiry (ms)
 -- KEYS[5] claims   hash  token -> record; bell:id -> token
@@ -10,22 +10,27 @@
 -- KEYS[8] done     zset  nonce or token -> expiry (ms)
 -- KEYS[9] revoked  zset  id -> expiry (ms)
 -- KEYS[10] stats   hash  counters
+-- KEYS[11] attempts hash id -> record of attempts
 -- ARGV[1] now_ms       int   empty: the server's time
 -- ARGV[2] sweeper      text  who sweeps; empty: sweeps whoever leads
 -- ARGV[3] fresh_ms     int   another sweeper leads while its last sweep is younger
 -- ARGV[4] interval_ms  int   the longest wait that a sound record can show, but for its own pause
--- ARGV[5] longest_ms   int   the longest delay of a retry
+-- ARGV[5] longest_ms   int   the longest delay of what is not retried, but put back
 -- ARGV[6] greet        int   1: a worker has just started; ring again for what nobody answered
 -- ARGV[7] limit        int   names of each kind
+-- ARGV[8] flush_every  int   of the worker that has just started
+-- ARGV[9] window_ms    int   how long a finished call is remembered
 --
 -- Returns {"swept", wait_ms or -1, {(group, route)*}, {(token, group)*}, {ready group:id*}, now_ms},
 -- where wait_ms is the time until something else wants attention; or {"follower"}.
 -- Cost O(limit log n).
 local groups, bells, routes, leases, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local delayed, eta, done, revoked, stats = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local attempts = KEYS[11]
 local now_ms, sweeper, fresh_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local interval_ms, longest_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
-local greet, limit = ARGV[6] == '1', tonumber(ARGV[7])
+local greet, limit, flush_every = ARGV[6] == '1', tonumber(ARGV[7]), tonumber(ARGV[8])
+local window_ms = tonumber(ARGV[9])
 
 local now = clock(now_ms)
 local leader = redis.call('HGET', stats, 'leader')
@@ -44,6 +49,7 @@ redis.call('ZCARD', delayed)
 redis.call('ZCARD', eta)
 redis.call('ZCARD', done)
 redis.call('ZCARD', revoked)
+redis.call('HLEN', attempts)
 
 local function overdue(key)
   return redis.call('ZRANGEBYSCORE', key, '-inf', int(now), 'LIMIT', 0, limit)
@@ -63,7 +69,7 @@ local function clamp(key, least_ms, allowed_ms)
     redis.call('ZREVRANGEBYSCORE', key, '+inf', over, 'WITHSCORES', 'LIMIT', 0, limit)
   for i = 1, #farthest, 2 do
     local ahead_ms = tonumber(farthest[i + 1]) - now
-    local bound_ms = allowed_ms(farthest[i])
+    local bound_ms = allowed_ms(farthest[i], tonumber(farthest[i + 1]))
     if ahead_ms > bound_ms then
       redis.call('ZADD', key, int(now + bound_ms), farthest[i])
     end
@@ -76,13 +82,23 @@ end)
 clamp(leases, 0, function(token)
   return read_claim(redis.call('HGET', claims, token)).lease_ms
 end)
-clamp(delayed, longest_ms, function() return longest_ms end)
+-- A retry may have any delay: it began when the request was last tried.
+clamp(delayed, longest_ms, function(member, ready_ms)
+  local id = string.match(member, '^[^:]*:(.*)$')
+  local tried_ms = read_attempts(redis.call('HGET', attempts, id)).tried_ms
+  local own_ms = tried_ms > 0 and ready_ms - tried_ms or longest_ms
+  return tried_ms > now and own_ms or math.max(own_ms, longest_ms)
+end)
+if tonumber(redis.call('HGET', stats, 'forgotten_ms') or 0) > now + window_ms then
+  redis.call('HSET', stats, 'forgotten_ms', int(now + window_ms))
+end
 
 if greet then
   for _, group in ipairs(redis.call('ZRANGE', groups, 0, limit - 1)) do
     local state = read_bells(redis.call('HGET', bells, group), now)
-    if state.out > 0 then
+    if state.out > 0 or state.fills > flush_every then
       state.rung_ms, state.pause_ms = now - MIN_PAUSE_MS, MIN_PAUSE_MS
+      state.fills = math.min(state.fills, flush_every)
       redis.call('HSET', bells, group, write_bells(state))
       redis.call('ZADD', groups, int(now), group)
     end

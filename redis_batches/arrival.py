@@ -31,10 +31,10 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import registry  # type: ignore[attr-defined]
 
 from redis_batches import messages
-from redis_batches.codec import encode, wrap
+from redis_batches.codec import encode, held_size, wrap
 from redis_batches.config import check_task_id
 from redis_batches.doorbell import local_message, read_marker, ring
-from redis_batches.errors import BacklogFull, PayloadTooLarge
+from redis_batches.errors import BacklogFull
 from redis_batches.hold import Hold
 from redis_batches.model import Group, Outgoing, Status
 from redis_batches.printable import printable
@@ -222,20 +222,20 @@ class Strategy:
             },
         )
         compression = (message.headers or {}).get("compression")
+        limit = runtime_of(self._app).settings.max_payload
         if call is None:
             content = (message.content_type, message.content_encoding or "utf-8")
-            data = wrap(envelope.headers, message.body, content, compression, envelope.properties)
+            head, properties = envelope.headers, envelope.properties
+            data = wrap(head, message.body, content, compression, properties, limit)
         else:
             serializer = registry.type_to_name[message.content_type]
-            data = encode(envelope, serializer, compression)
-        limit = runtime_of(self._app).settings.max_payload
-        if len(data) > limit:
-            raise PayloadTooLarge(len(data), limit)
+            data = encode(envelope, serializer, compression, limit)
+        size = held_size(data) if compression else None
         eta_ms = round(request.eta.timestamp() * 1000) if request.eta else None
         return Arrival(
             request,
             self._group_of(message.delivery_info or {}),
-            Outgoing(task_id, self._nonce(message, task_id, data), eta_ms, data),
+            Outgoing(task_id, self._nonce(message, task_id, data), eta_ms, data, size),
             (message.delivery_info or {}).get("redelivered") is False,
             priority if isinstance(priority, int) and priority > 0 else None,
         )

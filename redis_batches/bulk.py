@@ -15,6 +15,7 @@ from redis_batches.errors import (
     NotReplicated,
     OptionError,
     RequestError,
+    ResendTooLate,
     UnusableCall,
 )
 from redis_batches.lateresult import needs_no_word
@@ -137,13 +138,17 @@ class Bulk:
         ring(task.app, task.name, bells, priority=priority, producer=self._producer)
         stored: list[str] = []
         refused: list[str] = []
+        unknown: list[str] = []
+        into = {Status.FULL: refused, Status.FORGOTTEN: unknown}
         for request, status in zip(chunk, pushed.statuses, strict=True):
-            (refused if status is Status.FULL else stored).append(request.id)
+            into.get(status, stored).append(request.id)
         results = list(template.results(stored))
         self.results += results
         if parent is not None:
             for result in results:
                 parent.add_trail(result)
+        if unknown:
+            raise ResendTooLate(task.name, unknown)
         if refused:
             raise BacklogFull(task.name, runtime.settings.max_pending, refused)
         if pushed.missing:

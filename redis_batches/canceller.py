@@ -106,7 +106,7 @@ def stamp_keys(stamps: Mapping[str, Any]) -> Iterator[str]:
 
 def _has(value: bytes, wanted: Mapping[str, Any]) -> bool:
     """Whether a stored request has one of the stamps, by the rule of Celery's workers."""
-    headers = read_headers(value.split(b":", 2)[-1])
+    headers = read_headers(value.split(b":", 3)[-1])
     stamps, names = headers.get("stamps"), headers.get("stamped_headers")
     # Whatever its sender wrote there; what no call has is no stamp.
     if not isinstance(stamps, dict) or not isinstance(names, list):

@@ -3,19 +3,20 @@
 An envelope is a version byte, a head as compact JSON, a newline, and the body as kombu's serializer
 wrote it. The head has the headers that cannot be derived from the rest, if there are any; it is a
 list of these and of properties, content type and compression, if there is more to say than headers,
-which may have any name. Lua never looks inside.
+which may have any name. Of a compressed body it tells the size, and no more than that is ever
+decompressed. Lua never looks inside.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
-from kombu.compression import compress, decompress
+from kombu.compression import compress
 from kombu.exceptions import ContentDisallowed, EncodeError
 from kombu.serialization import dumps, loads
 from kombu.serialization import registry as _registry  # type: ignore[attr-defined]
@@ -24,7 +25,8 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import JSONEncoder, object_hook
 from kombu.utils.json import loads as _kombu_loads
 
-from redis_batches.errors import BatchesError
+from redis_batches.compression import inflate
+from redis_batches.errors import BatchesError, PayloadTooLarge
 from redis_batches.printable import printable
 
 VERSION = b"1"
@@ -59,16 +61,21 @@ class Envelope:
     properties: dict[str, Any] = field(default_factory=dict)
 
 
-def encode(envelope: Envelope, serializer: str | None, compression: str | None = None) -> bytes:
+def encode(
+    envelope: Envelope,
+    serializer: str | None,
+    compression: str | None = None,
+    limit: int | None = None,
+) -> bytes:
     """Returns the bytes of an envelope.
 
     Raises:
         kombu.exceptions.EncodeError: The serializer cannot take the arguments.
+        PayloadTooLarge: It takes more bytes than `limit`, compressed or not.
     """
     content_type, encoding, payload = _dump(envelope.body, serializer)
-    return wrap(
-        envelope.headers, payload, (content_type, encoding), compression, envelope.properties
-    )
+    content, properties = (content_type, encoding), envelope.properties
+    return wrap(envelope.headers, payload, content, compression, properties, limit)
 
 
 def wrap(
@@ -77,6 +84,7 @@ def wrap(
     content: tuple[str, str],
     compression: str | None = None,
     properties: Mapping[str, Any] | None = None,
+    limit: int | None = None,
 ) -> bytes:
     """Returns the bytes of an envelope whose body is serialized already.
 
@@ -86,22 +94,43 @@ def wrap(
         content: Its content type and its encoding.
         compression: What to compress it with, if anything.
         properties: The message properties that cannot be derived from the rest.
+        limit: Bytes that it may take, also when it is decompressed; None for any number.
 
     Raises:
         kombu.exceptions.EncodeError: A header is not JSON.
+        PayloadTooLarge: It takes more.
     """
     payload: Any = body.encode() if isinstance(body, str) else bytes(body)
+    # Before it is compressed: that may take long, and be in vain.
+    _check_size(len(payload), limit)
     meta: dict[str, Any] = {"properties": properties} if properties else {}
     if content != _DEFAULT_TYPE:
         meta["content"] = list(content)
     if compression:
-        payload, meta["compressed"] = compress(payload, compression)
+        size = len(payload)
+        payload, method = compress(payload, compression)
+        meta["compressed"] = [method, size]
     parts: Any = [headers, meta] if meta else headers
     try:
         head = json.dumps(parts, separators=(",", ":")).encode() if parts else b""
     except (TypeError, ValueError) as exc:
         raise EncodeError(f"the headers of the call are not JSON: {exc}") from exc
-    return b"%s%s\n%s" % (VERSION, head, payload)
+    data = b"%s%s\n%s" % (VERSION, head, payload)
+    _check_size(max(len(data), held_size(data) or 0 if compression else 0), limit)
+    return data
+
+
+def _check_size(size: int, limit: int | None) -> None:
+    if limit is not None and size > limit:
+        raise PayloadTooLarge(size, limit)
+
+
+def held_size(data: bytes) -> int | None:
+    """Returns the bytes that a worker will hold of an envelope; None if it is not compressed."""
+    end = data.find(b"\n")
+    head = json.loads(data[1:end]) if end > 1 else {}
+    method = head[1].get("compressed") if isinstance(head, list) else None
+    return end + 1 + int(method[1]) if method else None
 
 
 def _dump(body: tuple[Any, Any, Any], serializer: str | None) -> tuple[str, str, bytes]:
@@ -138,11 +167,20 @@ class Encoder:
         envelope: One of these calls.
         serializer: As of `encode`.
         compression: As of `encode`.
+        limit: As of `encode`.
     """
 
-    def __init__(self, envelope: Envelope, serializer: str | None, compression: str | None) -> None:
-        head, _, _ = encode(envelope, serializer, compression).partition(b"\n")
+    def __init__(
+        self,
+        envelope: Envelope,
+        serializer: str | None,
+        compression: str | None,
+        limit: int | None = None,
+    ) -> None:
+        head, _, _ = encode(envelope, serializer).partition(b"\n")
         self._head = head + b"\n"
+        self._envelope = envelope
+        self._limit = limit
         self._embed = _kept(envelope.body[2])
         self._serializer = serializer
         self._compression = compression
@@ -154,12 +192,17 @@ class Encoder:
 
         Raises:
             kombu.exceptions.EncodeError: The serializer cannot take the arguments.
+            PayloadTooLarge: It takes more bytes than `limit`, compressed or not.
         """
-        body = (args, kwargs, *self._embed)
-        payload = self._dump_json(body) if self._encode_json else self._dump(body)
         if self._compression:
-            payload, _ = compress(payload, self._compression)
-        return self._head + payload
+            # The head tells the size, so each call has its own.
+            call = replace(self._envelope, body=(args, kwargs, self._envelope.body[2]))
+            return encode(call, self._serializer, self._compression, self._limit)
+        body = (args, kwargs, *self._embed)
+        data = self._head + (self._dump_json(body) if self._encode_json else self._dump(body))
+        if self._limit is not None and len(data) > self._limit:
+            raise PayloadTooLarge(len(data), self._limit)
+        return data
 
     def _dump_json(self, body: Any) -> bytes:
         assert self._encode_json is not None
@@ -181,12 +224,13 @@ def _is_kombus_json(serializer: str | None) -> bool:
     return serializer == "json" and known is not None and known.encoder is kombu_json.dumps
 
 
-def decode(data: bytes, accept: set[str] | None) -> Envelope:
+def decode(data: bytes, accept: set[str] | None, limit: int | None = None) -> Envelope:
     """Returns the envelope of some bytes.
 
     Args:
         data: What `encode` returned.
         accept: Content types that may be decoded, checked before anything is; None for JSON only.
+        limit: Bytes that a compressed body may have; None for as many as its head says.
 
     Raises:
         UnknownEnvelope: A newer version wrote it.
@@ -202,7 +246,10 @@ def decode(data: bytes, accept: set[str] | None) -> Envelope:
         headers, meta = found if isinstance(found, list) else (found, {})
         content_type, encoding = meta.pop("content", _DEFAULT_TYPE)
         if compressed := meta.pop("compressed", None):
-            payload = decompress(payload, compressed)
+            method, size = compressed
+            if limit is not None and size > limit:
+                raise ValueError(f"{size:,} bytes are compressed, and {limit:,} are allowed")
+            payload = inflate(payload, method, size)
         args, kwargs, *more = _read_body(payload, content_type, encoding, accept or {_JSON})
         embed = more[0] if more else None
         properties = meta.pop("properties", {})

@@ -10,17 +10,26 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from redis_batches.deadline import until
 from redis_batches.errors import BatchesError, StoreError
 from redis_batches.model import Bells, Group, Outgoing, Pushed, Status, Trigger
-from redis_batches.scripts import PUSH_BYTES, PUSH_CHUNK
+from redis_batches.scripts import PUSH_BYTES, PUSH_CHUNK, Age
 
 #: Seconds after which those that wait look whether there still is a leader.
 LOOK_AGAIN = 1.0
+
+
+class Push(Protocol):
+    """What stores requests, as `Store.push` does."""
+
+    def __call__(
+        self, group: Group, trigger: Trigger, requests: Sequence[Outgoing], *, age: Age
+    ) -> Pushed:
+        """Stores up to 500 requests of a group."""
 
 
 class Lot(NamedTuple):
@@ -54,13 +63,18 @@ class Committed(NamedTuple):
 class _Ticket:
     """A request and the thread or greenlet that waits for its fate."""
 
-    __slots__ = ("ends", "error", "gate", "gone", "lot", "missing", "request", "status", "unshared")
+    __slots__ = (
+        *("age", "ends", "error", "gate", "gone", "lot", "missing", "request", "status"),
+        "unshared",
+    )
 
     def __init__(self, lot: Lot, request: Outgoing, ends: float) -> None:
         self.lot = lot
         self.request = request
         #: When its caller is told at the latest.
         self.ends = ends
+        #: Knows when it was first sent; None: it was not.
+        self.age: Age | None = None
         self.status: Status | None = None
         self.missing = 0
         self.error: BatchesError | None = None
@@ -82,15 +96,13 @@ class Committer:
     Args:
         push: Stores up to 500 requests of a group; it may be sent twice without harm.
         deadline: Seconds in which each caller is told, the time that it waits for others included.
+        slack: Seconds that the reply to a push may take.
     """
 
-    def __init__(
-        self,
-        push: Callable[[Group, Trigger, Sequence[Outgoing]], Pushed],
-        deadline: float = math.inf,
-    ) -> None:
+    def __init__(self, push: Push, deadline: float = math.inf, slack: float = 0.0) -> None:
         self._push = push
         self._deadline = deadline
+        self._slack = slack
         # Held for moments, never while anything is sent.
         self._mutex = threading.Lock()
         self._leader: _Ticket | None = None
@@ -112,7 +124,7 @@ class Committer:
         me = threading.get_ident()
         if me in self._inside:
             # A signal handler or a finalizer that interrupted this very thread: it cannot wait.
-            pushed = self._push(lot.group, lot.trigger, [request])
+            pushed = self._push(lot.group, lot.trigger, [request], age=Age(self._slack))
             return Committed(pushed.statuses[0], pushed.bells, pushed.missing)
         ticket, bells = _Ticket(lot, request, monotonic() + self._deadline), None
         self._inside.add(me)
@@ -170,8 +182,12 @@ class Committer:
         if self._waiting:
             with self._mutex:
                 sent += self._take(ticket)
+        age = ticket.age or Age(self._slack)
+        for other in sent:
+            other.age = age
+        lot, requests = ticket.lot, [other.request for other in sent]
         try:
-            pushed = self._push(ticket.lot.group, ticket.lot.trigger, [t.request for t in sent])
+            pushed = self._push(lot.group, lot.trigger, requests, age=age)
         except BatchesError as exc:
             ticket.error = self._trouble = exc
             for other in sent[1:]:
@@ -190,7 +206,8 @@ class Committer:
     def _take(self, leader: _Ticket) -> list[_Ticket]:
         """Takes the requests that share a script call with the leader's, oldest first."""
         taken: list[_Ticket] = []
-        if leader.unshared:
+        if leader.unshared or leader.age:
+            # What was sent before has an age that the others have not.
             return taken
         size, left = len(leader.request.envelope), deque[_Ticket]()
         # A leader with little time left does not fail for those that have much.
@@ -198,6 +215,7 @@ class Committer:
         for ticket in self._waiting:
             larger = size + len(ticket.request.envelope)
             fits = len(taken) + 1 < PUSH_CHUNK and larger <= PUSH_BYTES
+            fits = fits and ticket.age is None
             shares = ticket.lot == leader.lot and not ticket.unshared and ticket.ends <= latest
             if fits and shares:
                 taken.append(ticket)

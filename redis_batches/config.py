@@ -26,18 +26,18 @@ DEDUPLICATION_CALLS = 100_000
 #: How long and how many revoked ids are remembered: as Celery's workers do by default.
 REVOKED_WINDOW_MS = 10_800_000
 REVOKED_IDS = 50_000
-#: The longest delay of a retry.
-MAX_DELAY_MS = MAX_FLUSH_INTERVAL * 1000
+#: The longest delay of a request that is put back; a retry has any.
+PUT_BACK_DELAY_MS = 600_000
 
 #: Settings that are numbers of something, 0 or more.
 _COUNTED = ("max_payload", "max_pending", "max_dead", "flush_bytes", "retries", "wait_replicas")
 _TASK_OPTIONS = ("flush_every", "flush_interval")
-_TASK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+TASK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 def check_task_id(task_id: object) -> str:
     """Returns a task id that Redis can hold, or raises InvalidTaskId."""
-    if isinstance(task_id, str) and _TASK_ID.fullmatch(task_id):
+    if isinstance(task_id, str) and TASK_ID.fullmatch(task_id):
         return task_id
     raise InvalidTaskId(task_id)
 

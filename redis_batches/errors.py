@@ -66,8 +66,50 @@ class Unanswered(StoreError):
         )
 
 
+class ResendTooLate(StoreError):
+    """A call was sent again because a reply was lost, too late to know whether it ran already.
+
+    It may or may not have been stored. Redis remembers the calls that ended last, but not all of
+    those that ended since this one was first sent; sent once more, it could run twice.
+
+    Attributes:
+        unknown: Ids of the requests that may or may not have been stored.
+    """
+
+    def __init__(self, task: str, unknown: Sequence[str]) -> None:
+        self._say(
+            f"{len(unknown)} calls of {task} may or may not have been stored: a reply "
+            "was lost, and they were sent again so late that they may have run and be forgotten; "
+            "look for their results before you call again",
+            task,
+            tuple(unknown),
+        )
+        self.unknown = tuple(unknown)
+
+
 class ScriptReplyError(BatchesError):
     """A script answered in a shape that no script of this version has."""
+
+
+class RouteLost(BatchesError):
+    """Somebody deleted what Redis had noted of a queue, so nobody could be woken for its requests.
+
+    Attributes:
+        count: Requests that were left as they are.
+        done: Requests that were dealt with.
+    """
+
+    def __init__(self, task: str, count: int, done: int) -> None:
+        self._say(
+            f"{count} requests of {task} were called for a queue that neither Redis nor this app "
+            f"knows any more, and were left as they are ({done} others were dealt with): name it, "
+            "as in inspector.repair(queues=['other'])",
+            task,
+            count,
+            done,
+        )
+        self.count = count
+        self.done = done
 
 
 class OptionError(BatchesError, ValueError):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, TypeAlias
 
 from redis_batches.codec import decode, text
-from redis_batches.errors import BatchesError
-from redis_batches.model import Attempts, Bells, Trigger
+from redis_batches.errors import BatchesError, RouteLost
+from redis_batches.model import Attempts, Bells, Group, Trigger
 from redis_batches.refusal import translated
 from redis_batches.scripts import ACK_CHUNK, PUSH_CHUNK, chunked
 from redis_batches.store import Store, read_row
 
 _ByGroup: TypeAlias = dict[str, list[str]]
+_NOTHING: Mapping[str, Mapping[str, int]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ class Inspector:
     Args:
         store: The task's store.
         trigger: When a batch of the task is due.
-        route: Where to ring for a group whose route got lost, as JSON text.
+        routes: Returns where doorbells of the task may go, as JSON texts, to some queues by their
+            names, too: one of these may be a route that got lost.
         ring: Rings doorbells.
         accept: Content types that a dead letter's call may be decoded from; None for JSON only.
     """
@@ -72,14 +74,14 @@ class Inspector:
         self,
         store: Store,
         trigger: Trigger,
-        route: str,
+        routes: Callable[[Iterable[str]], Iterable[str]],
         ring: Callable[[Bells], None],
         accept: Iterable[str] | None = None,
     ) -> None:
         self._store = store
         self._client: Any = store.client
         self._trigger = trigger
-        self._route = route
+        self._routes = routes
         self._ring = ring
         self._accept = None if accept is None else frozenset(accept)
 
@@ -97,7 +99,7 @@ class Inspector:
         found = []
         for (_, died_ms), *row in zip(members, ids, items, attempts, errors, strict=True):
             task_id, value, tried, error = row
-            request = read_row(f"0::{task_id}".encode(), tried or b"", value or b"")
+            request = read_row(f"0:::{task_id}".encode(), tried or b"", value or b"")
             died_at = datetime.fromtimestamp(died_ms / 1000, timezone.utc)
             found.append(
                 DeadLetter(
@@ -115,17 +117,24 @@ class Inspector:
         """Returns one dead letter, or None if there is none with this id."""
         return next((letter for letter in self._all() if letter.id == task_id), None)
 
-    def requeue(self, ids: Iterable[str] | str | None = None) -> int:
+    def requeue(self, ids: Iterable[str] | str | None = None, *, queues: Iterable[str] = ()) -> int:
         """Lets dead letters run again, with a clean record; returns how many.
+
+        They wait for the queue that they were called for.
 
         Args:
             ids: Their ids, or one id; None for all.
+            queues: Names of queues that the app does not know. Only needed if somebody deleted
+                what Redis had noted of them.
+
+        Raises:
+            RouteLost: Nobody knows the queue of some; those stay, the others run.
         """
-        wanted = [letter.id for letter in self._all()] if ids is None else _listed(ids)
-        count = 0
-        for group, members in self._by_group(wanted).items():
-            count += self._index("requeue", group, ids=members)
-        return count
+        found: _ByGroup = {}
+        for member in self._letters(ids):
+            group, _, task_id = member.partition(":")
+            found.setdefault(group, []).append(task_id)
+        return self._index("requeue", "ids", found, queues)
 
     def drop(self, ids: Iterable[str] | str) -> int:
         """Forgets dead letters for good; returns how many.
@@ -133,20 +142,28 @@ class Inspector:
         Args:
             ids: Their ids, or one id.
         """
-        chunks = chunked(_listed(ids), PUSH_CHUNK)
-        return sum(int(self._store.run("drop", ids=chunk)[1]) for chunk in chunks)
+        chunks = chunked(self._letters(ids), PUSH_CHUNK)
+        return sum(int(self._store.run("drop", members=chunk)[1]) for chunk in chunks)
 
-    def repair(self) -> int:
+    def repair(self, *, queues: Iterable[str] = ()) -> int:
         """Indexes every request again that no index knows; returns how many.
 
         Keys that were deleted by hand, or lost with the tail of a failover, leave requests that
         nobody would ever claim. It reads every request of the task once. What a revoke noted of
-        entries that were deleted is forgotten.
+        entries that were deleted is forgotten. Whose queue Redis has forgotten, too, waits for that
+        of the app's queues which it was called for.
+
+        Args:
+            queues: Names of queues that the app does not know, and that some were called for.
+
+        Raises:
+            RouteLost: Nobody knows the queue of some; the others are indexed.
         """
-        found = 0
-        for group, lost in self._unindexed().items():
-            found += self._index("repair", group, lost=lost)
-        return found
+        parked = self._parked()
+        lost = self._unindexed()
+        nothing = {"noted": 0, "counted": 0}
+        more = {group: parked.get(group, nothing) for group in lost}
+        return self._index("repair", "lost", lost, queues, more)
 
     def check_ledger(self) -> None:
         """Raises an error that says what it means if the counters do not add up.
@@ -169,31 +186,64 @@ class Inspector:
             yield from page
             offset += len(page)
 
-    def _index(self, verb: str, group: str, **members: Sequence[str]) -> int:
-        count, ((name, values),) = 0, members.items()
-        for chunk in [*chunked(values, PUSH_CHUNK)] or [[]]:
-            reply = self._store.run(
-                verb,
-                group=group,
-                route=self._route,
-                flush_every=self._trigger.flush_every,
-                interval_ms=self._trigger.interval_ms,
-                **{name: chunk},
-            )
-            count += int(reply[1])
-            self._ring(Bells(group, text(reply[3]), reply[2], 0))
+    def _index(
+        self,
+        verb: str,
+        name: str,
+        by_group: _ByGroup,
+        queues: Iterable[str],
+        more: Mapping[str, Mapping[str, int]] = _NOTHING,
+    ) -> int:
+        """Lets requests of several groups wait; returns how many.
+
+        Raises:
+            RouteLost: Nobody knows where to ring for some groups; the others wait.
+        """
+        # A group is named by a hash of its route, so a route says whose it is.
+        known = {Group(route).id: route for route in self._routes(queues)}
+        count, unrouted = 0, Counter[str]()
+        for group, members in by_group.items():
+            for chunk in [*chunked(members, PUSH_CHUNK)] or [[]]:
+                reply = self._store.run(
+                    verb,
+                    group=group,
+                    route=known.get(group, ""),
+                    flush_every=self._trigger.flush_every,
+                    interval_ms=self._trigger.interval_ms,
+                    **{name: chunk, **more.get(group, {})},
+                )
+                if reply[0] == "unrouted":
+                    unrouted[group] += int(reply[1])
+                else:
+                    count += int(reply[1])
+                    self._ring(Bells(group, text(reply[3]), reply[2], 0))
+        if +unrouted:
+            raise RouteLost(self._store.task, unrouted.total(), count)
         return count
 
-    def _by_group(self, ids: Sequence[str]) -> _ByGroup:
-        """Returns the stored ones of some ids by the id of their group."""
-        found: _ByGroup = {}
-        for chunk in chunked(ids, PUSH_CHUNK):
-            with translated("find requests"):
-                values = self._client.hmget(self._store.keys.resolve("items"), chunk)
-            for task_id, value in zip(chunk, values, strict=True):
-                if value is not None:
-                    found.setdefault(_group_of(value), []).append(task_id)
-        return found
+    def _parked(self) -> dict[str, dict[str, int]]:
+        """Returns for each group how many are noted as delayed or dead, and how many are."""
+        key, client = self._store.keys.resolve, self._client
+        with translated("count delayed requests"):
+            noted = client.hgetall(key("parked"))
+            counted: Counter[str] = Counter()
+            for name in ("delayed", "eta", "dead"):
+                members = client.zrange(key(name), 0, -1)
+                counted.update(text(member).partition(":")[0] for member in members)
+        found = {text(group): int(count) for group, count in noted.items()}
+        return {
+            group: {"noted": found.get(group, 0), "counted": counted[group]}
+            for group in found.keys() | counted.keys()
+        }
+
+    def _letters(self, ids: Iterable[str] | str | None) -> Iterator[str]:
+        """Yields the names group:id of dead letters, without reading them; None for all."""
+        wanted = None if ids is None else {*_listed(ids)}
+        with translated("list dead letters"):
+            members = self._client.zrange(self._store.keys.resolve("dead"), 0, -1)
+        for member in map(text, members):
+            if wanted is None or member.partition(":")[2] in wanted:
+                yield member
 
     def _unindexed(self) -> _ByGroup:
         """Returns for each group marks:id of what waits in no pending list; see `repair.lua`."""
@@ -228,7 +278,7 @@ class Inspector:
         key, last = self._store.keys.pending(group), -1
         found: Counter[str] = Counter()
         while entries := self._client.lrange(key, last - ACK_CHUNK + 1, last):
-            found.update(text(entry).split(":", 2)[2] for entry in entries)
+            found.update(text(entry).split(":", 3)[3] for entry in entries)
             last -= len(entries)
         return found
 

@@ -2,24 +2,26 @@
 
 `T` stands for `{namespace/task}`; the braces make all keys of a task share one cluster slot. `g` is
 the id of a group: the requests of one route (and batch key) that may share a batch. No key has a
-time to live, so an eviction policy of the `volatile-*` kind never touches one.
+time to live, so an eviction policy of the `volatile-*` kind never touches one. `bells` is by group.
+A route ends when nothing of its group waits, is delayed or dead: what runs has it in its claim.
 
 ======================  ====  ===============================================  =====================
 key                     type  content                                          an entry ends with
 ======================  ====  ===============================================  =====================
-`rb:T:items`            hash  id -> group:nonce:envelope, the request itself   ack
-`rb:T:q:g`              list  pending: since_ms:split:id, oldest first         claim
+`rb:T:items`            hash  id -> group:nonce:size:envelope, the request     ack
+`rb:T:q:g`              list  pending: since_ms:split:size:id, oldest first    claim
 `rb:T:c:token`          list  one claimed batch, the same entries              ack, reclaim
 `rb:T:claims`           hash  token -> record; bell:id -> token                ack, reclaim
 `rb:T:own`              hash  id -> token:nonce of the run that holds it       ack, release, reclaim
 `rb:T:leases`           zset  token -> expiry in ms                            ack, reclaim
 `rb:T:groups`           zset  group -> when it next wants attention, in ms     empty group
-`rb:T:bells`            hash  group -> outstanding:rung_ms:pause_ms:feared     empty group
-`rb:T:routes`           hash  group -> where to ring for it, JSON              empty group
+`rb:T:bells`            hash  outstanding:rung_ms:pause_ms:feared:fills        empty group
+`rb:T:routes`           hash  group -> where to ring for it, JSON              nothing waits
 `rb:T:delayed`          zset  group:id -> when a retry is ready, in ms         promote
 `rb:T:eta`              zset  group:id -> wall clock of its eta, in ms         promote
 `rb:T:dead`             zset  group:id -> when it died, in ms                  a new call, the bound
-`rb:T:att`              hash  id -> record of attempts, as `Attempts` has them   ack
+`rb:T:parked`           hash  group -> how many of it are delayed or dead      none is
+`rb:T:att`              hash  id -> record of attempts, as `Attempts` has them ack
 `rb:T:err`              hash  id -> text of its last error                     ack
 `rb:T:stale`            hash  group:id -> which entries a cancel left in q:g   claim
 `rb:T:done`             zset  nonce or token -> expiry in ms                   ack, sweep
@@ -45,6 +47,7 @@ _STATIC = {
     "delayed": "delayed",
     "eta": "eta",
     "dead": "dead",
+    "parked": "parked",
     "attempts": "att",
     "errors": "err",
     "stale": "stale",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from redis_batches.config import DEDUPLICATION_CALLS, DEDUPLICATION_WINDOW_MS, MAX_DELAY_MS
+from redis_batches.config import DEDUPLICATION_CALLS, DEDUPLICATION_WINDOW_MS
 from redis_batches.errors import LeaseLost
 from redis_batches.model import Bells, Claimed, Outcome, Trigger
 from redis_batches.scripts import ACK_CHUNK, RELEASE_CHUNK, chunked
@@ -113,8 +113,7 @@ class Lease:
             flat: list[Any] = []
             for outcome in chunk:
                 error = outcome.error.encode("utf-8", "replace")[:2048]
-                delay_ms = min(outcome.delay_ms, MAX_DELAY_MS)
-                since = since_ms.get(outcome.id, 0)
+                since, delay_ms = since_ms.get(outcome.id, 0), outcome.delay_ms
                 flat += (outcome.id, since, outcome.verb.value, delay_ms, error)
             reply = self._store.run(
                 "release",
@@ -125,6 +124,7 @@ class Lease:
                 interval_ms=self._trigger.interval_ms,
                 max_dead=self._store.settings.max_dead,
                 size=len(self.requests),
+                window_ms=DEDUPLICATION_WINDOW_MS,
                 outcomes=flat,
             )
             self._check(reply[0])

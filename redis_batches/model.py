@@ -52,6 +52,7 @@ class Status(str, Enum):
     DONE = "done"
     DUPLICATE = "duplicate"
     FULL = "full"
+    FORGOTTEN = "forgotten"
 
 
 class Outgoing(NamedTuple):
@@ -62,12 +63,14 @@ class Outgoing(NamedTuple):
         nonce: Tells this call from another with the same id; empty if the id is this call's own.
         eta_ms: Unix time in ms before which it must not run, or None.
         envelope: The encoded call.
+        size: Bytes that a worker will hold of it; None if they are not more than these.
     """
 
     id: str
     nonce: str
     eta_ms: int | None
     envelope: bytes
+    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ remembers where the message would go, and a producer whose `publish` pushes into
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from itertools import count
@@ -21,7 +21,7 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu import Queue
 
 from redis_batches import chords, messages
-from redis_batches.codec import Envelope, encode
+from redis_batches.codec import Envelope, encode, held_size
 from redis_batches.committer import Committed, Lot
 from redis_batches.config import check_task_id
 from redis_batches.doorbell import ring
@@ -30,13 +30,14 @@ from redis_batches.errors import (
     DuplicateTaskId,
     NotReplicated,
     OptionError,
-    PayloadTooLarge,
+    ResendTooLate,
     StoreError,
 )
 from redis_batches.model import Group, Outgoing, Pushed, Status
 from redis_batches.options import PublishRetry, check_routed
 from redis_batches.refusal import passes_by_itself
 from redis_batches.runtime import runtime_of
+from redis_batches.scripts import Age
 
 if TYPE_CHECKING:
     from redis_batches.task import Batches
@@ -147,6 +148,7 @@ class Hop:
             DuplicateTaskId: Another call with this id waits or runs.
             BacklogFull: Too many requests wait.
             OptionError: A header or an option holds what no call has.
+            ResendTooLate: It may or may not have been stored.
             StoreError: Redis could not be reached, or refused.
             NotReplicated: It is stored, but not on as many replicas as a setting asks for.
         """
@@ -172,11 +174,10 @@ class Hop:
     def _take(self, made: Made) -> None:
         """Stores what Celery made of the call."""
         task = self._task
-        data = encode(made.envelope, made.serializer, made.compression)
         limit = runtime_of(self._app).settings.max_payload
-        if len(data) > limit:
-            raise PayloadTooLarge(len(data), limit)
-        request = Outgoing(made.task_id, self._nonce, made.eta_ms, data)
+        data = encode(made.envelope, made.serializer, made.compression, limit)
+        size = held_size(data) if made.compression else None
+        request = Outgoing(made.task_id, self._nonce, made.eta_ms, data, size)
         batch = task.running_batch(request.id)
         caller = ""
         if batch:
@@ -185,11 +186,12 @@ class Hop:
         body = chords.group_of_body()
         if caller or body or self._producer or self.retry is not None:
             send = partial(push, task, made.group, [request], self.retry, caller)
-            pushed = _push_body(send) if body else send()
+            slack = runtime_of(self._app).settings.timeout
+            pushed = _push_body(send, slack) if body else send()
             done = Committed(pushed.statuses[0], pushed.bells, pushed.missing)
         else:
             done = committing(task, made.group, made.priority)(request)
-        if batch and done.status not in (Status.FULL, Status.DUPLICATE):
+        if batch and done.status not in (Status.FULL, Status.DUPLICATE, Status.FORGOTTEN):
             batch.requeued(request.id)
         finish(task, request.id, done, made.priority, self._producer)
 
@@ -221,6 +223,7 @@ def push(
     requests: Sequence[Outgoing],
     retry: PublishRetry | None,
     caller: str = "",
+    age: Age | None = None,
 ) -> Pushed:
     """Pushes requests, and again if that fails, as `retry` and `retry_policy` of a call say.
 
@@ -230,14 +233,15 @@ def push(
         requests: At most 500.
         retry: How often and when; None: as the connection does by itself.
         caller: Token of the batch that they are called from, if any.
+        age: Knows when they were first sent; default: they are sent first by this.
     """
     runtime = runtime_of(task.app)
     if retry is None:
-        return runtime.store(task.name).push(group, task.trigger, requests, caller)
-    store = runtime.single_try_store(task.name)
+        return runtime.store(task.name).push(group, task.trigger, requests, caller, age)
+    store, age = runtime.single_try_store(task.name), age or Age(runtime.settings.timeout)
     for retries in count():
         try:
-            return store.push(group, task.trigger, requests, caller)
+            return store.push(group, task.trigger, requests, caller, age)
         except StoreError as exc:
             pause = retry.pause(retries) if passes_by_itself(exc) else None
             if pause is None:
@@ -248,12 +252,14 @@ def push(
     raise AssertionError("unreachable")
 
 
-def _push_body(store: Callable[[], Pushed]) -> Pushed:
+def _push_body(store: Callable[[Age], Pushed], slack: float) -> Pushed:
     """Stores a call; the body of a chord again and again, since nobody would send it later."""
-    until = chords.deadline()
+    until, age = chords.deadline(), Age(slack)
     while True:
         try:
-            pushed = store()
+            pushed = store(age)
+            # If it was refused it is sure that it was not stored.
+            age = Age(slack)
             if pushed.statuses[0] is not Status.FULL or monotonic() >= until:
                 return pushed
             logger.warning("the body of a chord is sent again: the backlog is full")
@@ -293,6 +299,8 @@ def finish(
         raise BacklogFull(task.name, limit, [task_id])
     if done.status is Status.DUPLICATE:
         raise DuplicateTaskId(task_id)
+    if done.status is Status.FORGOTTEN:
+        raise ResendTooLate(task.name, [task_id])
     if done.missing:
         raise NotReplicated(task.name, done.missing)
 
@@ -334,6 +342,15 @@ def usual_destination(task: Any) -> dict[str, Any]:
         # A user's router function may look into arguments, and there are none here.
         logger.debug("cannot route %s without a call: %r", task.name, exc)
         return destination(app, options)
+
+
+def known_routes(task: Any, queues: Iterable[str]) -> list[str]:
+    """Returns where calls of a task may go: its usual queue, the app's, and some by name."""
+    app = task.app
+    names = [*app.amqp.queues, app.conf.task_default_queue, *queues]
+    usual = Group.of(usual_destination(task))
+    found = [Group.of(destination(app, {"queue": name})) for name in dict.fromkeys(names)]
+    return [group.route for group in (usual, *found)]
 
 
 def _address(app: Any, routed: dict[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,12 @@ class Runner:
         """The store, made at its first use: what runs outside Redis needs none."""
         return self._given or self._runtime.store(self._task.name)
 
+    @property
+    def _largest(self) -> int:
+        """Bytes of a call that its caller, with limits of its own, may have compressed."""
+        settings = self._store.settings
+        return max(settings.max_payload, settings.flush_bytes)
+
     def answer(self, marker: dict[str, Any]) -> Any:
         """Claims a batch for a doorbell, runs it and settles it; returns what the function did.
 
@@ -314,7 +320,7 @@ class Runner:
         good: list[SimpleRequest] = []
         unrunnable: list[tuple[SimpleRequest, Exception]] = []
         for claimed in lease.requests:
-            envelope, exc = _decode(claimed, accept, most)
+            envelope, exc = _decode(claimed, accept, most, self._largest)
             request = SimpleRequest.of(
                 task.name,
                 claimed,
@@ -397,12 +403,12 @@ def _why_not(request: SimpleRequest, stamped: set[str]) -> str | None:
 
 
 def _decode(
-    claimed: Claimed, accept: Any, most_put_backs: int
+    claimed: Claimed, accept: Any, most_put_backs: int, limit: int
 ) -> tuple[Envelope, Exception | None]:
     """Returns a call, and why it must not run, if so."""
     attempts = claimed.attempts
     try:
-        envelope = decode(claimed.envelope, accept)
+        envelope = decode(claimed.envelope, accept, limit)
     except BatchesError as exc:
         return Envelope(), exc
     odd = messages.drop_odd(envelope)

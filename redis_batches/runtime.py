@@ -118,7 +118,8 @@ class Runtime:
         self._after_fork()
         found = self._committers.get(task)
         if found is None:
-            made = Committer(self.store(task).push, self.settings.deadline)
+            settings = self.settings
+            made = Committer(self.store(task).push, settings.deadline, settings.timeout)
             # Two threads may come first at once: both take the one that is kept.
             found = self._committers.setdefault(task, made)
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
+from hashlib import blake2b
 from time import monotonic
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -17,9 +18,11 @@ import redis
 from redis_batches.codec import text
 from redis_batches.config import (
     DEDUPLICATION_WINDOW_MS,
-    MAX_DELAY_MS,
+    MAX_FLUSH_EVERY,
+    PUT_BACK_DELAY_MS,
     REVOKED_IDS,
     REVOKED_WINDOW_MS,
+    TASK_ID,
     Settings,
 )
 from redis_batches.driver import patiently
@@ -41,7 +44,18 @@ from redis_batches.model import (
     Trigger,
 )
 from redis_batches.refusal import translated
-from redis_batches.scripts import PUSH_CHUNK, BoundScript, Script, chunked, load_scripts, shape
+from redis_batches.scripts import (
+    CLAIM_BYTES,
+    CLAIM_STEP,
+    PUSH_CHUNK,
+    RECLAIM_STEP,
+    Age,
+    BoundScript,
+    Script,
+    chunked,
+    load_scripts,
+    shape,
+)
 
 Clock: TypeAlias = Callable[[], str]
 
@@ -99,15 +113,21 @@ class Store:
         """
         found = self._scripts[script]
         rest = values.pop(found.rest, ()) if found.rest else ()
+        age = values.pop("age", None)
         bind = self._bind_push if script == "push" else partial(found.bind, self.keys)
         bound: BoundScript = bind(now_ms=self._clock(), **values)
         if script == "push" and self.settings.wait_replicas:
             key = self.keys.resolve("stats")
-            return bound.replicated(self.client, rest, self.settings.wait_replicas, key)
-        return bound(self.client, rest)
+            return bound.replicated(self.client, rest, self.settings.wait_replicas, key, age)
+        return bound(self.client, rest, age)
 
     def push(
-        self, group: Group, trigger: Trigger, requests: Sequence[Outgoing], caller: str = ""
+        self,
+        group: Group,
+        trigger: Trigger,
+        requests: Sequence[Outgoing],
+        caller: str = "",
+        age: Callable[[], int] | None = None,
     ) -> Pushed:
         """Stores up to 500 requests, in order, and books the doorbells that are due for them.
 
@@ -116,11 +136,13 @@ class Store:
             trigger: When a batch of them is due.
             requests: The calls.
             caller: Token of the batch that they are made from, if any.
+            age: Knows when they were first sent; default: they are sent first by this.
         """
         flat: list[Any] = []
         for request in requests:
             eta = "" if request.eta_ms is None else request.eta_ms
-            flat += (request.id, request.nonce, eta, request.envelope)
+            size = "" if request.size is None else request.size
+            flat += (request.id, request.nonce, eta, size, request.envelope)
         reply = self.run(
             "push",
             group=group.id,
@@ -129,6 +151,7 @@ class Store:
             max_pending=self.settings.max_pending,
             caller=caller,
             requests=flat,
+            age=age or Age(self.settings.timeout),
         )
         words = reply[0].split()
         if words[:1] != ["pushed"] or len(words) != 3 + len(requests):
@@ -173,7 +196,7 @@ class Store:
             "claim",
             group=group,
             token=token,
-            bell=bell,
+            bell=_bell_name(bell),
             rung_ms=rung_ms,
             flush_every=trigger.flush_every,
             interval_ms=trigger.interval_ms,
@@ -184,16 +207,23 @@ class Store:
             counted=int(counted),
             max_bytes=self.settings.flush_bytes,
             follows=int(follows),
+            step=CLAIM_STEP,
+            step_bytes=CLAIM_BYTES,
         )
-        word = "more"
-        while word == "more":
+        rows: list[bytes] = []
+        got, word = 0, "more"
+        while word in ("more", "part"):
             asked = monotonic()
-            word, *reply = claim()
+            word, *reply = claim(got=got)
+            if word == "part":
+                got = int(reply[2])
+                rows += parted(*reply[4:])
         if word != "claimed":
             return Idle(word, int(reply[0]) if word == "not_due" else 0)
-        fence, started_ms, signals, route, lengths, rows = reply
+        fence, started_ms, signals, route, *joined = reply
         bells = Bells(group, text(route), signals, int(started_ms))
-        return self._lease(trigger, token, int(fence), bells, parted(lengths, rows), asked)
+        rows += parted(*joined)
+        return self._lease(trigger, token, int(fence), bells, rows, asked)
 
     def cancel(
         self, group: str, ids: Sequence[str], trigger: Trigger, *, token: str = ""
@@ -253,6 +283,7 @@ class Store:
         sweeper: str = "",
         fresh_ms: int = 0,
         greet: bool = False,
+        flush_every: int = MAX_FLUSH_EVERY,
         limit: int = SWEEP_LIMIT,
     ) -> Swept | None:
         """Finds what is overdue, and books a doorbell for each group that nobody rang for.
@@ -262,6 +293,7 @@ class Store:
             sweeper: Who sweeps; None is returned while another one leads. "" sweeps always.
             fresh_ms: How long a leader leads after its last sweep.
             greet: Whether the sweeper's worker has just started.
+            flush_every: Of that worker: what was too few for others may be a batch for it.
             limit: Names of each kind.
         """
         reply = self.run(
@@ -269,9 +301,11 @@ class Store:
             sweeper=sweeper,
             fresh_ms=fresh_ms,
             interval_ms=longest_ms,
-            longest_ms=MAX_DELAY_MS,
+            longest_ms=PUT_BACK_DELAY_MS,
             greet=int(greet),
             limit=limit,
+            flush_every=flush_every,
+            window_ms=DEDUPLICATION_WINDOW_MS,
         )
         if reply[0] == "follower":
             return None
@@ -297,7 +331,8 @@ class Store:
         self, token: str, group: str, trigger: Trigger, *, seen_dead: bool = False
     ) -> Bells:
         """Takes a dead run's batch back, unless it is alive; returns the doorbells to ring."""
-        reply = self.run(
+        reclaim = partial(
+            self.run,
             "reclaim",
             group=group,
             token=token,
@@ -305,7 +340,10 @@ class Store:
             interval_ms=trigger.interval_ms,
             window_ms=DEDUPLICATION_WINDOW_MS,
             seen_dead=int(seen_dead),
+            step=RECLAIM_STEP,
         )
+        while (reply := reclaim())[0] == "more":
+            pass
         if reply[0] != "reclaimed":
             return Bells(group, "", 0, 0)
         return Bells(group, text(reply[3]), reply[2], 0)
@@ -327,7 +365,8 @@ class Store:
     def find_token(self, bell: str) -> str | None:
         """Returns the token of the run that a doorbell started, while it has one."""
         with translated("find a run"):
-            found = self.client.hget(self.keys.resolve("claims"), f"bell:{bell}")
+            name = f"bell:{_bell_name(bell)}"
+            found = self.client.hget(self.keys.resolve("claims"), name)
         return text(found) if found else None
 
     def last_errors(self, ids: Sequence[str]) -> list[str]:
@@ -428,6 +467,13 @@ def _bind_push(
     )
 
 
+def _bell_name(bell: str) -> str:
+    """Returns an id of a doorbell as records hold it: a forged one may be of any characters."""
+    if not bell or TASK_ID.fullmatch(bell):
+        return bell
+    return blake2b(bell.encode("utf-8", "replace"), digest_size=16).hexdigest()
+
+
 def parted(lengths: bytes, joined: bytes) -> list[bytes]:
     """Returns the strings that a script joined."""
     found, end = [], 0
@@ -439,9 +485,8 @@ def parted(lengths: bytes, joined: bytes) -> list[bytes]:
 
 def read_row(entry: bytes, attempts: bytes, value: bytes) -> Claimed:
     """Returns a request of its entry, its record of attempts and its stored value."""
-    since_ms, _, task_id = entry.decode(errors="replace").split(":", 2)
-    _, _, rest = value.partition(b":")
-    _, _, envelope = rest.partition(b":")
+    since_ms, _, _, task_id = entry.decode(errors="replace").split(":", 3)
+    envelope = value.split(b":", 3)[-1]
     if not attempts:
         return Claimed(task_id, int(since_ms), NO_ATTEMPTS, envelope)
     tries, crashes, alone, split, lost, tried_ms, revoked, *put_back = map(

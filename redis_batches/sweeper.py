@@ -84,6 +84,7 @@ class Sweeper:
                 sweeper=self._name,
                 fresh_ms=round(pace * FRESHNESS * 1000),
                 greet=greet,
+                flush_every=served.trigger.flush_every,
             )
             greet = False
             if swept is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from celery import Task
@@ -29,9 +30,9 @@ from redis_batches.config import (
 from redis_batches.doorbell import read_marker, ring
 from redis_batches.fastpath import FastPath
 from redis_batches.inspector import Inspector
-from redis_batches.model import Bells, Group, Trigger, Verb
+from redis_batches.model import Bells, Trigger, Verb
 from redis_batches.options import check_call
-from redis_batches.producer import Hop, SentEvents, nonce_of, producer_of, usual_destination
+from redis_batches.producer import Hop, SentEvents, known_routes, nonce_of, producer_of
 from redis_batches.request import SimpleRequest
 from redis_batches.revoke import BatchResult
 from redis_batches.runner import RUNNING, Runner
@@ -204,7 +205,7 @@ class Batches(Task):  # type: ignore[type-arg]
         return Inspector(
             self._runtime.store(self.name),
             self.trigger,
-            Group.of(usual_destination(self)).route,
+            partial(known_routes, self),
             lambda bells: ring(self.app, self.name, bells),
             prepare_accept_content(self.app.conf.accept_content),
         )

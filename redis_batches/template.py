@@ -12,8 +12,7 @@ from celery.app.amqp import AMQP
 from celery.app.routes import MapRoute, Router
 from kombu.utils.uuid import uuid
 
-from redis_batches.codec import Encoder
-from redis_batches.errors import PayloadTooLarge
+from redis_batches.codec import Encoder, held_size
 from redis_batches.model import Outgoing
 from redis_batches.options import check_call
 from redis_batches.producer import Hop, Made
@@ -71,8 +70,9 @@ class Template:
         self.group, self.priority, self._eta_ms = made.group, made.priority, made.eta_ms
         self.retry = sample.retry
         self.timeless = not any(made.envelope.headers.get(name) for name in _TIMES)
-        self._encode = Encoder(made.envelope, made.serializer, made.compression)
-        self._limit = runtime_of(task.app).settings.max_payload
+        limit = runtime_of(task.app).settings.max_payload
+        self._encode = Encoder(made.envelope, made.serializer, made.compression, limit)
+        self._compressed = bool(made.compression)
         self._task = task
         self._check = task.__header__ if task.typing else None
         # A task's own one may take nothing but an id, as in Celery.
@@ -89,9 +89,8 @@ class Template:
         if self._check is not None:
             self._check(*args, **kwargs)
         data = self._encode(args, kwargs)
-        if len(data) > self._limit:
-            raise PayloadTooLarge(len(data), self._limit)
-        return Outgoing(new_id(), "", self._eta_ms, data)
+        size = held_size(data) if self._compressed else None
+        return Outgoing(new_id(), "", self._eta_ms, data, size)
 
     def results(self, ids: Iterable[str]) -> Iterator[Any]:
         """Yields the AsyncResults of calls."""

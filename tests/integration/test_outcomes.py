@@ -10,6 +10,7 @@ import pytest
 from celery import chain, chord, group, states
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 
+from redis_batches.runtime import runtime_of
 from tests.conftest import wait_until
 from tests.integration.ledger import ledger
 from tests.integration.processes import Cluster
@@ -117,6 +118,23 @@ def test_autoretry_ends_with_the_real_exception(tasks: Any) -> None:
     wait_until(lambda: tasks.auto.stats()["dead"] == 4, description="and were given up again")
     assert tasks.auto.inspector.drop(result.id for result in results) == 4
     assert tasks.auto.inspector.list() == []
+
+
+def test_a_requeued_letter_runs_on_the_queue_that_it_was_called_for(
+    cluster: Cluster, shop: Any
+) -> None:
+    """Although this process knows no such queue, and nothing else of it is stored."""
+    cluster.worker("-Q", "other")
+    results = [shop.auto.apply_async(("never",), queue="other") for _ in range(4)]
+    wait_until(lambda: shop.auto.stats()["dead"] == 4, description="they are given up")
+    runs = len(ledger())
+    assert shop.auto.stats()["waiting"] == 0
+
+    assert shop.auto.inspector.requeue(results[0].id) == 1
+    wait_until(lambda: len(ledger()) > runs, description="it runs again")
+    wait_until(lambda: shop.auto.stats()["dead"] == 4, description="it is given up again")
+    assert shop.auto.inspector.drop(result.id for result in results) == 4
+    assert runtime_of(shop.app).store(shop.auto.name).groups() == {}
 
 
 def test_self_retry_leaves_out_what_is_decided(tasks: Any) -> None:

@@ -27,12 +27,13 @@ from tests.lua.steps import (
 
 #: What the scripts are called with: as much as possible happens at once.
 COMMON = {"group": GROUP.id, "route": GROUP.route, "flush_every": 3, "interval_ms": 0}
+OWN = ("own", "n", "", "", b"2")
 VALUES: dict[str, dict[str, Any]] = {
     "push": {
         "max_pending": 1000,
         "window_ms": 1000,
         "caller": "held",
-        "requests": ["new", "", "", b"1", "own", "n", "", b"2", "dead", "n", "9" * 13, b"3"],
+        "requests": ["new", "", "", "", b"1", *OWN, "dead", "n", "9" * 13, "9", b"3"],
     },
     "claim": {
         "token": "fresh",
@@ -45,6 +46,9 @@ VALUES: dict[str, dict[str, Any]] = {
         "max_bytes": 1000,
         "counted": 1,
         "follows": 0,
+        "got": 0,
+        "step": 1000,
+        "step_bytes": 1_000_000,
     },
     "ack": {
         "token": "held",
@@ -58,6 +62,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "token": "held",
         "max_dead": 1,
         "size": 1,
+        "window_ms": 1000,
         "outcomes": [
             *("own", 0, "dead", 0, "x"),
             *("own2", 0, "put_back", 0, "x"),
@@ -72,12 +77,14 @@ VALUES: dict[str, dict[str, Any]] = {
         "longest_ms": 0,
         "greet": 1,
         "limit": 10,
+        "flush_every": 1,
+        "window_ms": 1000,
     },
-    "reclaim": {"token": "held", "window_ms": 1000, "seen_dead": 1},
+    "reclaim": {"token": "held", "window_ms": 1000, "seen_dead": 1, "step": 1000},
     "promote": {"ids": ["delayed", "eta"]},
     "requeue": {"ids": ["dead"]},
-    "drop": {"ids": ["dead"]},
-    "repair": {"lost": [":own", ":lost"]},
+    "drop": {"members": [f"{GROUP.id}:dead"]},
+    "repair": {"noted": 3, "counted": 3, "lost": [":own", ":lost"]},
     "cancel": {
         "token": "fresh",
         "lease_ms": LEASE_MS,
@@ -126,6 +133,6 @@ class Stage:
         """Runs a script with everything that it may have to do."""
         script = load_scripts()[name]
         known = {"now_ms": self.clock(), "fence": self._fence, **COMMON, **VALUES[name]}
-        taken = {slot: known[slot] for slot in (*script.args, script.rest) if slot in known}
+        taken = {slot: known[slot] for slot in (*script.slots, script.rest) if slot in known}
         places = {"group": GROUP.id, "token": known.get("token", "")}
         return script(client or self.store.client, self.keys(name), **{**places, **taken})

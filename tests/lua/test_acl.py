@@ -74,7 +74,7 @@ def test_everything_works_with_the_documented_rights(limited: redis.Redis, names
     """Through every script."""
     store = Store(limited, Settings(namespace=namespace), "task")
     trigger, group = Trigger(2, 0), Group.of({"queue": "q"})
-    inspector = Inspector(store, trigger, group.route, lambda bells: None)
+    inspector = Inspector(store, trigger, lambda _: [group.route], lambda bells: None)
     ids = ["a", "b", "c", "d"]
     store.push(group, trigger, [Outgoing(task_id, "", None, b"1\n[[],{}]") for task_id in ids])
     store.push(group, trigger, [Outgoing("later", "", 1, b"1\n[[],{}]")])
@@ -118,7 +118,7 @@ def test_a_command_that_is_not_allowed_is_an_error_of_ours(
     from redis_batches import StoreError
 
     store = Store(limited, Settings(namespace=namespace), "task")
-    inspector = Inspector(store, Trigger(2, 0), "{}", lambda bells: None)
+    inspector = Inspector(store, Trigger(2, 0), lambda _: [], lambda bells: None)
 
     with pytest.raises(StoreError, match="hscan"):
         inspector.repair()

@@ -12,7 +12,7 @@ SLOT = re.compile(r"^-- (KEYS|ARGV)\[(\d+)(\+?)\] +(\w+)", re.MULTILINE)
 BINDING = re.compile(r"^local ([\w, ]+) =((?:.|\n {2})+)", re.MULTILINE)
 USE = re.compile(r"(tonumber\()?(\{unpack\()?(KEYS|ARGV)(\[(\d+)\]|, (\d+)\)\}?)")
 REPLY = re.compile(r"\{'(\w+)'|\{ended and '(\w+)' or '(\w+)'\}")
-STATUSES = {"new", "again", "done", "duplicate", "full"}
+STATUSES = {"new", "again", "done", "duplicate", "full", "forgotten"}
 
 
 @pytest.fixture(params=sorted(load_scripts()))
@@ -50,8 +50,8 @@ def test_the_slots_are_numbered_in_order(script: Script) -> None:
     """From 1, keys first, a list at most at the end."""
     slots = [f"{kind}{number}{more}" for kind, number, more, _ in SLOT.findall(split(script)[0])]
     expected = [f"KEYS{number + 1}" for number in range(len(script.keys))]
-    expected += [f"ARGV{number + 1}" for number in range(len(script.args))]
-    expected += [f"ARGV{len(script.args) + 1}+"] if script.rest else []
+    expected += [f"ARGV{number + 1}" for number in range(len(script.slots))]
+    expected += [f"ARGV{len(script.slots) + 1}+"] if script.rest else []
     assert slots == expected
 
 

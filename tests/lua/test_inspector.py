@@ -28,7 +28,7 @@ def rung() -> list[Bells]:
 @pytest.fixture
 def inspector(store: Store, rung: list[Bells]) -> Inspector:
     """An inspector of the task."""
-    return Inspector(store, TRIGGER, GROUP.route, rung.append)
+    return Inspector(store, TRIGGER, lambda _: [GROUP.route], rung.append)
 
 
 def push(store: Store, *ids: str) -> None:
@@ -149,8 +149,10 @@ def test_a_dead_letter_shows_its_call_to_who_asks(store: Store, rung: list[Bells
     lease.release([Outcome(name, Verb.DEAD, error="why") for name in calls])
     ack_all(lease)
 
-    plain = Inspector(store, TRIGGER, GROUP.route, rung.append)
-    more = Inspector(store, TRIGGER, GROUP.route, rung.append, ["application/x-python-serialize"])
+    plain = Inspector(store, TRIGGER, lambda _: [GROUP.route], rung.append)
+    more = Inspector(
+        store, TRIGGER, lambda _: [GROUP.route], rung.append, ["application/x-python-serialize"]
+    )
     found = {letter.id: letter for letter in plain.list()}
 
     assert (found["json"].args, found["json"].kwargs) == (("secret",), {"key": "secret"})

@@ -49,6 +49,7 @@ def reply(store: Store, token: str, *, seen_dead: bool = False) -> list:
         interval_ms=INTERVAL_MS,
         window_ms=1,
         seen_dead=int(seen_dead),
+        step=1000,
     )
 
 

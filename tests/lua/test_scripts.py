@@ -18,7 +18,7 @@ from tests.lua.steps import LEASE_MS, ack_all, claim, ids_of, place, push
 #: What an ACL must allow for the scripts.
 COMMANDS = {
     *("DEL", "TIME"),
-    *("HDEL", "HEXISTS", "HGET", "HINCRBY", "HLEN", "HMGET", "HSET", "HSETNX"),
+    *("HDEL", "HEXISTS", "HGET", "HINCRBY", "HLEN", "HMGET", "HSET", "HSETNX", "HSTRLEN"),
     *("LINDEX", "LLEN", "LPUSH", "LRANGE", "LSET", "LTRIM", "RPUSH"),
     *(
         "ZADD",

@@ -32,6 +32,7 @@ from tests.lua.steps import (
     place,
     push,
     push_and_claim,
+    put_back,
     read,
     retry,
     waiting,
@@ -39,6 +40,8 @@ from tests.lua.steps import (
 
 pytestmark = pytest.mark.usefixtures("sound")
 
+#: As in `redis_batches.config`.
+PUT_BACK_DELAY_MS = 600_000
 WEEK_MS = 7 * 24 * HOUR
 
 
@@ -282,14 +285,27 @@ def test_a_lease_that_began_in_the_future_expires(store: Store, clock: Clock) ->
     assert sweep(store).expired == ((lease.token, GROUP.id),)
 
 
-def test_a_retry_is_not_delayed_for_longer_than_any(store: Store, clock: Clock) -> None:
+def test_a_retry_is_not_delayed_for_longer_than_it_said(store: Store, clock: Clock) -> None:
     """By a clock that was wrong by months."""
     lease = push_and_claim(store, "a")
     lease.release(retry("a", delay_ms=SECOND))
     ack_all(lease)
     clock.advance(-10 * WEEK_MS)
 
-    assert sweep(store) == Swept(WEEK_MS)
+    assert sweep(store) == Swept(SECOND)
+
+
+@pytest.mark.parametrize("delay_ms", [SECOND, 10 * WEEK_MS])
+def test_what_is_put_back_is_not_delayed_for_longer_than_any(
+    store: Store, clock: Clock, delay_ms: int
+) -> None:
+    """It has no record of its own: only a retry has a longer delay than ten minutes."""
+    lease = push_and_claim(store, "a")
+    lease.release(put_back("a", delay_ms=delay_ms))
+    lease.ack(ends=True)
+    clock.advance(-10 * WEEK_MS)
+
+    assert sweep(store) == Swept(PUT_BACK_DELAY_MS)
 
 
 def test_an_eta_is_a_time_of_the_clock(store: Store, clock: Clock) -> None:

@@ -44,7 +44,7 @@ def test_a_foreign_key_that_one_request_needs(
 ) -> None:
     """A dead letter that is called again, and an id that was revoked before."""
     stage.store.client.zadd(stage.store.keys.resolve("revoked"), {"banned": "9" * 13})
-    monkeypatch.setitem(VALUES["push"], "requests", [task_id, "n", "", b"3"])
+    monkeypatch.setitem(VALUES["push"], "requests", [task_id, "n", "", "", b"3"])
     refused_whole(stage, "push", "attempts")
 
 

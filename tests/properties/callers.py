@@ -5,7 +5,7 @@ from __future__ import annotations
 from redis_batches.canceller import Canceller
 from redis_batches.config import DEDUPLICATION_WINDOW_MS
 from redis_batches.inspector import Inspector
-from redis_batches.model import Bells, Place, Status
+from redis_batches.model import Bells, Place, Pushed, Status, Trigger
 from tests.properties.state import ensure
 from tests.properties.workers import Workers
 from tests.properties.world import GROUPS, SECOND, Call, World
@@ -31,17 +31,28 @@ class Callers:
         for call in calls:
             call.group = group
         outgoing = [call.outgoing(rng.choice((0, 20, 120, 400))) for call in calls]
-        pushed = world.store.push(group, world.trigger(), outgoing)
+        trigger, before = world.trigger(), world.state.bells.get(group.id)
+        pushed = world.store.push(group, trigger, outgoing)
+        self._check_bells(pushed, trigger, before)
         for call, status in zip(calls, pushed.statuses, strict=True):
             self._check(call, status)
             if status in (Status.NEW, Status.AGAIN):
                 world.calls[call.serial] = call
         world.ring_if_alive(pushed.bells)
 
+    def _check_bells(self, pushed: Pushed, trigger: Trigger, before: str | None) -> None:
+        """What is too few for whoever answered last is not rung for, until it is due."""
+        entries = self._world.read().lists[pushed.bells.group]
+        fills = max(trigger.flush_every, int((before or "0").rpartition(":")[2]))
+        if entries and len(entries) < fills:
+            due = entries[0].is_due(trigger.interval_ms, self._world.now_ms)
+            ensure(due or not pushed.bells.count, "rung for nothing", pushed, before)
+
     def _new_call(self) -> Call:
         world, rng = self._world, self._world.rng
         serial = next(world.serials)
         call = Call(serial, f"id-{serial}", "", GROUPS[0], poison=world.draw(0.01))
+        call.sent_ms = world.elapsed_ms
         if world.calls and rng.random() < 0.05:
             call.id, call.nonce = rng.choice(list(world.calls.values())).id, world.name("nonce")
         if rng.random() < 0.1:
@@ -57,13 +68,18 @@ class Callers:
             ensure(call.nonce, "the first call with an id is no duplicate", call)
         elif status is Status.FULL:
             ensure(world.read().waiting >= world.store.settings.max_pending, "not full", call)
+        elif status is Status.FORGOTTEN:
+            ensure(world.weather.lost_reply > 0, "forgotten, though it was sent once", call)
+            stored = world.read().items.get(call.id)
+            kept = stored and world.serial_of(stored.envelope) == call.serial
+            ensure(not kept, "stored, though its caller was told that nobody knows", call)
         else:
             ensure(not taken, "accepted beside another one", call)
             sent_twice = world.weather.lost_reply > 0
             ensure(status is Status.NEW or (sent_twice and status is Status.AGAIN), status, call)
 
     def push_again(self) -> None:
-        """A call that was accepted arrives once more: within the window nothing changes."""
+        """A call that was accepted is sent once more: it never runs again, however late it is."""
         world = self._world
         calls = [call for call in world.calls.values() if not call.lost and not call.again]
         if not calls:
@@ -71,14 +87,19 @@ class Callers:
         call = world.rng.choice(calls)
         if call.ended_step is not None:
             latest_ms = max(world.times[call.ended_step :])
-            if (
-                call.forgotten
-                or latest_ms >= world.times[call.ended_step] + DEDUPLICATION_WINDOW_MS
-            ):
+            # By a clock that was set forward, everything ended long ago.
+            set_forward = latest_ms - world.times[call.ended_step] >= DEDUPLICATION_WINDOW_MS
+            if call.forgotten or (world.weather.clock_jumps and set_forward):
                 return
         world.played["late_call"] += 1
-        (status,) = world.store.push(call.group, world.trigger(), [call.outgoing()]).statuses
-        ensure(status in (Status.AGAIN, Status.DONE), "a call arrived again", status, call)
+        age_ms = world.elapsed_ms - call.sent_ms + 1
+        pushed = world.store.push(
+            call.group, world.trigger(), [call.outgoing()], age=lambda: age_ms
+        )
+        (status,) = pushed.statuses
+        allowed = (Status.AGAIN, Status.DONE, Status.FORGOTTEN)
+        ensure(status in allowed, "a call arrived again", status, call)
+        world.played["refused"] += status is Status.FORGOTTEN
         ensure(world.read() == world.state, "a call that arrived again changed something", call)
 
     def flush(self) -> None:
@@ -128,5 +149,7 @@ class Callers:
 
     def _inspector(self) -> Inspector:
         world = self._world
-        trigger, route = world.trigger(), GROUPS[0].route
-        return Inspector(world.store, trigger, route, lambda bells: world.ring("", bells))
+        trigger, routes = world.trigger(), [group.route for group in GROUPS]
+        return Inspector(
+            world.store, trigger, lambda _: routes, lambda bells: world.ring("", bells)
+        )

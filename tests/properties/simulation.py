@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import fakeredis
 import redis
@@ -28,7 +28,7 @@ from redis_batches.sweeper import Served, Sweeper
 from tests.properties.callers import Callers
 from tests.properties.state import FRESH, ensure
 from tests.properties.workers import MAX_CRASHES_ALONE, Workers
-from tests.properties.world import HOUR, LEASE, SECOND, World
+from tests.properties.world import HOUR, LEASE, SECOND, Died, World
 
 FAILED_SEEDS = (8, 351, 10544, 10685, 10923, 11983, 12142, 12157, 22823, 100782)
 
@@ -87,7 +87,8 @@ class Simulation:
             self._fail_over: 0.5 if weather.failovers else 0,
         }
         (action,) = self.world.rng.choices(list(actions), list(actions.values()))
-        action()
+        with suppress(Died):
+            action()
 
     # -- Sweepers, time and disasters
 
@@ -124,7 +125,9 @@ class Simulation:
     def _set_the_clock(self) -> None:
         """By seconds, as a time server does it; by hours, as people do."""
         steps_ms = (-5 * HOUR, -HOUR, -40 * SECOND, -SECOND, HOUR, 5 * HOUR)
-        self.world.now_ms += self.world.rng.choice(steps_ms)
+        step_ms = self.world.rng.choice(steps_ms)
+        self.world.now_ms += step_ms
+        self.world.set_ms += step_ms
         self.world.clock_is_sound = False
         self.world.played["clock_jump"] += 1
 

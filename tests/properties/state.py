@@ -26,12 +26,13 @@ class Entry:
 
     since_ms: int
     split: str
+    size: str
     id: str
 
     @classmethod
     def read(cls, raw: bytes) -> Entry:
-        since_ms, split, task_id = raw.decode().split(":", 2)
-        return cls(int(since_ms), split, task_id)
+        since_ms, split, size, task_id = raw.decode().split(":", 3)
+        return cls(int(since_ms), split, size, task_id)
 
     def is_due(self, interval_ms: int, now_ms: int) -> bool:
         """Whether it need not wait for others any more."""
@@ -44,12 +45,19 @@ class Item:
 
     group: str
     nonce: str
+    size: str
     envelope: bytes
 
     @classmethod
     def read(cls, raw: bytes) -> Item:
-        group, nonce, envelope = raw.split(b":", 2)
-        return cls(group.decode(), nonce.decode(), envelope)
+        group, nonce, size, envelope = raw.split(b":", 3)
+        return cls(group.decode(), nonce.decode(), size.decode(), envelope)
+
+    @property
+    def weight(self) -> int:
+        """What the limit of a batch's bytes counts."""
+        stored = len(f"{self.group}:{self.nonce}:{self.size}:") + len(self.envelope)
+        return max(stored, int(self.size or 0))
 
 
 class _Kind(NamedTuple):
@@ -120,6 +128,7 @@ class State:
     done: dict[str, int]
     revoked: dict[str, int]
     stats: dict[str, str]
+    parked: dict[str, str]
 
     @classmethod
     def read(
@@ -134,7 +143,17 @@ class State:
             seen: What was read before: of a key that has not changed since, only that is asked.
         """
         seen = Seen() if seen is None else seen
-        fields = ("claims", "own", "bells", "routes", "attempts", "errors", "stale", "stats")
+        fields = (
+            "claims",
+            "own",
+            "bells",
+            "routes",
+            "attempts",
+            "errors",
+            "stale",
+            "stats",
+            "parked",
+        )
         scores = ("leases", "groups", "delayed", "eta", "dead", "done", "revoked")
         found = seen.read(
             client,
@@ -166,7 +185,7 @@ class State:
 
     def bell(self, group: str) -> tuple[int, int, int]:
         """Returns the doorbells that are out, when the last one was rung, and the pause, in ms."""
-        out, rung_ms, pause_ms, _ = self.bells.get(group, "0:0:1000:0").split(":")
+        out, rung_ms, pause_ms, *_ = self.bells.get(group, "0:0:1000:0:0").split(":")
         return int(out), int(rung_ms), int(pause_ms)
 
     def places(self, task_id: str) -> list[str]:
@@ -241,10 +260,15 @@ class State:
     def _check_attention(self) -> None:
         """A sweep finds every group that waits, and no others, and knows where to ring for it."""
         waiting = {group for group, entries in self.lists.items() if entries}
-        later = {member.partition(":")[0] for member in (*self.delayed, *self.eta)}
+        members = (*self.delayed, *self.eta, *self.dead)
+        later = Counter(member.partition(":")[0] for member in members)
         ensure(self.groups.keys() == waiting, "the groups to sweep are not those that wait")
         ensure(self.bells.keys() <= waiting, "doorbells are counted for an empty group")
-        ensure(waiting | later <= self.routes.keys(), "nobody knows where to ring for a group")
+        ensure(dict(later) == {k: int(v) for k, v in self.parked.items()}, "parked is not counted")
+        known = waiting | later.keys()
+        ensure(known <= self.routes.keys(), "nobody knows where to ring for a group")
+        running = {value.partition("|")[0] for value in self.claims.values()}
+        ensure(self.routes.keys() <= known | running, "a route of nothing is kept")
 
     def _check_order(self) -> None:
         """What was given back goes before what was not, by age."""

@@ -83,6 +83,9 @@ class Workers:
         world, size = self._world, len(lease.requests)
         pending = world.state.pending[lease.group]
         ids = [request.id for request in lease.requests]
+        if self._world.store.disturbed:
+            self.fence = max(self.fence, lease.fence)
+            return
         ensure(ids == [entry.id for entry in pending[:size]], "not the oldest", ids)
         ensure(1 <= size <= trigger.flush_every, "too many", ids, trigger)
         weight, most = sum(map(self._weight, ids)), world.store.settings.flush_bytes
@@ -94,8 +97,7 @@ class Workers:
         self.fence = lease.fence
 
     def _weight(self, task_id: str) -> int:
-        item = self._world.state.items[task_id]
-        return len(f"{item.group}:{item.nonce}:") + len(item.envelope)
+        return self._world.state.items[task_id].weight
 
     def _open(self, lease: Lease) -> None:
         """Sorts out what an earlier run has settled, and what must not run again."""
@@ -238,7 +240,6 @@ class Workers:
 
     def _bury(self, run: Run, request: Claimed, call: Call) -> None:
         call.told.append("failure")
-        call.forgotten = True
         run.given_back.append(Outcome(request.id, Verb.DEAD, error="RuntimeError()"))
 
     def _call_again(self, run: Run, call: Call) -> None:
@@ -247,6 +248,7 @@ class Workers:
         call.allowed += 1
         call.moved = True
         call.nonce, call.group = world.name("again"), world.rng.choice(GROUPS)
+        call.sent_ms = world.elapsed_ms
         call.eta_ms = world.rng.choice((None, None, world.now_ms + 5 * SECOND))
         pushed = world.store.push(
             call.group, world.trigger(), [call.outgoing()], caller=run.lease.token
@@ -265,5 +267,6 @@ class Workers:
         (status,) = world.store.push(
             call.group, world.trigger(), [late], caller=run.lease.token
         ).statuses
-        ensure(status is Status.DUPLICATE, "retried by a dead batch", status, call)
+        refused = status in (Status.DUPLICATE, Status.FORGOTTEN)
+        ensure(refused, "retried by a dead batch", status, call)
         self._give_up(run)

@@ -27,6 +27,10 @@ LEASE = 30
 GROUPS = (Group.of({"queue": "clicks"}), Group.of({"queue": "views"}))
 
 
+class Died(Exception):
+    """A process died between two steps of what it did."""
+
+
 @dataclass
 class Call:
     """One call of the task, as its caller sees it.
@@ -49,6 +53,7 @@ class Call:
         crashes: How many workers it killed.
         revoked: The newest fence when its revoke was accepted: no later run may have it.
         ended_step: The step after which it was not stored any more.
+        sent_ms: When it was first sent, by a clock that nobody sets.
     """
 
     serial: int
@@ -67,11 +72,14 @@ class Call:
     crashes: int = 0
     revoked: int | None = None
     ended_step: int | None = None
+    sent_ms: int = 0
 
     def outgoing(self, padding: int = 0) -> Outgoing:
         """Returns what is pushed."""
         envelope = b"%d|%s" % (self.serial, b"x" * padding)
-        return Outgoing(self.id, self.nonce, self.eta_ms, envelope)
+        # Some are compressed: a worker holds more of them than is stored.
+        size = len(envelope) + 150 if padding == 120 else None
+        return Outgoing(self.id, self.nonce, self.eta_ms, envelope, size)
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,11 @@ class World:
         self.weather = Weather.draw(self.rng)
         self.faults = True
         self.client = client
+        #: Decides what was added later, so that a seed is the game that it was.
+        self.later = random.Random(-1 - seed)
         self.now_ms = 1_800_000_000_000
+        #: By how much somebody has set the clock.
+        self.set_ms = 0
         #: Whether a sweep has corrected what the last setting of the clock spoilt.
         self.clock_is_sound = True
         self.store = LossyStore(self)
@@ -178,6 +190,11 @@ class World:
         self.touched = False
         self._seen = Seen()
         self.state = self.read()
+
+    @property
+    def elapsed_ms(self) -> int:
+        """The time by a clock that nobody sets."""
+        return self.now_ms - self.set_ms
 
     def draw(self, probability: float) -> bool:
         """Decides something that only happens while there are faults."""
@@ -207,9 +224,14 @@ class World:
         groups = [group.id for group in GROUPS]
         return State.read(self.client, self.store.keys, groups, self._seen)
 
+    @staticmethod
+    def serial_of(envelope: bytes) -> int:
+        """Returns the number of the call that an envelope holds."""
+        return int(envelope.partition(b"|")[0])
+
     def call_of(self, envelope: bytes) -> Call:
         """Returns the call that an envelope holds."""
-        return self.calls[int(envelope.partition(b"|")[0])]
+        return self.calls[self.serial_of(envelope)]
 
     def ring(self, task: str, bells: Bells, *, force: bool = False) -> None:
         """Sends doorbells, some of which get lost."""
@@ -232,6 +254,7 @@ class LossyStore(Store):
 
     Attributes:
         late: Calls that are still on their way.
+        disturbed: Whether another call came between two steps of the last claim.
     """
 
     def __init__(self, world: World) -> None:
@@ -246,6 +269,15 @@ class LossyStore(Store):
         super().__init__(world.client, settings, "shop.click", lambda: str(world.now_ms))
         self._world = world
         self.late: list[Callable[[], Any]] = []
+        self.disturbed = False
+        steps, sizes = (1, 2, 3, 1000, 1000), (200, 1_000_000)
+        step, bound = world.later.choice(steps), world.later.choice(sizes)
+        window = world.later.choice((17, 17, 100_000))
+        self._forced = {
+            "claim": {"step": step, "step_bytes": bound},
+            "reclaim": {"step": step},
+            "ack": {"window": window},
+        }
         # Else a seed would be another game on a server that has not seen them.
         for script in load_scripts().values():
             world.client.script_load(script.source)
@@ -259,6 +291,9 @@ class LossyStore(Store):
         """Runs a script once, twice, or once now and once later."""
         world = self._world
         world.touched = True
+        values.update(self._forced.get(script, {}))
+        if script == "claim" and not values["got"]:
+            self.disturbed = False
         send = partial(super().run, script, **values)
         if world.happens("lost_reply"):
             send()
@@ -267,4 +302,18 @@ class LossyStore(Store):
         reply = send()
         if script == "sweep" and reply[0] == "swept":
             world.clock_is_sound = True
+        if reply[0] in ("part", "more"):
+            self._between_steps()
         return reply
+
+    def _between_steps(self) -> None:
+        """Whoever takes several steps dies, or something else arrives first."""
+        world = self._world
+        world.played["step"] += 1
+        if world.faults and world.later.random() < world.weather.death:
+            world.played["death"] += 1
+            raise Died
+        if world.faults and self.late and world.later.random() < 0.5:
+            self.disturbed = True
+            world.played["late_call"] += 1
+            self.late.pop(world.later.randrange(len(self.late)))()

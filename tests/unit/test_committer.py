@@ -16,6 +16,7 @@ from redis_batches.committer import Committed, Committer, Lot
 from redis_batches.config import Settings
 from redis_batches.errors import StoreError
 from redis_batches.model import Group, Outgoing, Pushed, Status, Trigger
+from redis_batches.scripts import Age
 from redis_batches.store import Store
 from tests.conftest import wait_until
 
@@ -29,6 +30,7 @@ class Line:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.sent: list[list[str]] = []
+        self.ages: list[int] = []
         self.through = threading.Event()
         #: What to do instead of the first script call.
         self.first: Callable[[], None] = lambda: None
@@ -36,8 +38,11 @@ class Line:
         self.told: dict[str, Committed | BaseException] = {}
         self.threads: list[threading.Thread] = []
 
-    def _push(self, group: Group, trigger: Trigger, requests: Sequence[Outgoing]) -> Pushed:
+    def _push(
+        self, group: Group, trigger: Trigger, requests: Sequence[Outgoing], *, age: Age
+    ) -> Pushed:
         self.sent.append([request.id for request in requests])
+        self.ages.append(age())
         if len(self.sent) == 1:
             assert self.through.wait(30)
             self.first()
@@ -242,3 +247,23 @@ def test_a_call_that_interrupts_a_call_of_the_same_thread_goes_alone(line: Line)
 
     assert line.sent == [["a"], ["handler"], ["b"]]
     assert line.stored == {"a", "b", "handler"}
+
+
+def test_what_is_sent_again_tells_its_age(line: Line) -> None:
+    """By itself: those that were not sent before are not refused for it."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    line.first = interrupt
+    line.call("a")
+    line.call("b", "c")
+    line.committer._sent.append(line.committer._waiting.popleft())
+    line.committer._sent[-1].age = age = Age(1.0)
+    age()
+    line.finish()
+
+    ages = {tuple(ids): told for ids, told in zip(line.sent, line.ages, strict=True)}
+    assert ages[("a",)] == 0
+    assert ages[("b",)] > 1000
+    assert ages[("c",)] == 0

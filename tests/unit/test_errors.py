@@ -20,6 +20,8 @@ MADE: list[errors.BatchesError] = [
     errors.UnsupportedServer("why"),
     errors.StoreError("why"),
     errors.OutOfMemory("why"),
+    errors.ResendTooLate("shop.click", ["a", "b"]),
+    errors.RouteLost("shop.click", 2, 3),
     errors.Unanswered("Redis", 2.5),
     errors.ScriptReplyError("why"),
     errors.OptionError("flush_every", ODD, "an int"),

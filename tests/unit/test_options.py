@@ -17,6 +17,7 @@ from redis_batches import (
     InvalidTaskId,
     OptionError,
     PayloadTooLarge,
+    UnusableCall,
     batched_task,
 )
 from redis_batches.address import address_of
@@ -127,6 +128,22 @@ def test_a_payload_that_is_too_large_is_refused(app: Celery) -> None:
     with pytest.raises(PayloadTooLarge) as caught:
         task.delay("x" * 1000)
     assert caught.value.size > caught.value.limit == 1000
+    assert task.stats()["pushed"] == 0
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["delay", "delay_many"])
+def test_a_payload_that_is_too_large_is_refused_although_it_is_compressed(
+    app: Celery, many: bool
+) -> None:
+    """A worker would hold all of it."""
+    app.conf.redis_batches_max_payload = 1000
+    task = batched_task(10, 1, app=app, compression="zlib")(function)
+
+    with pytest.raises((PayloadTooLarge, UnusableCall)) as caught:
+        task.delay_many([("x" * 1000,)]) if many else task.delay("x" * 1000)
+    cause = caught.value.__cause__ if many else caught.value
+    assert isinstance(cause, PayloadTooLarge)
+    assert cause.size > cause.limit == 1000
     assert task.stats()["pushed"] == 0
 
 

@@ -249,6 +249,23 @@ local function fills_up()
   return count >= most or size > max_bytes
 end
 
+-- Takes out of what lies ahead what waits no longer; returns what stays. Else it would count for
+-- a full batch, and be rung for without end.
+local function clean_ahead()
+  local kept, last = {}, math.min(waiting, scanned + flush_every + MAX_SKIPPED)
+  while scanned < last do
+    local entries = redis.call('LRANGE', pending, scanned, math.min(scanned + CHUNK, last) - 1)
+    for i, id in ipairs((ids_of(entries))) do
+      if is_there(id) then
+        kept[#kept + 1], seen[id] = entries[i], true
+      end
+      pass(id)
+    end
+    scanned = scanned + #entries
+  end
+  return kept
+end
+
 local open, paused = waiting > 0, false
 while open and not paused and scanned < waiting and scanned < flush_every + MAX_SKIPPED do
   local wanted = math.min(level and most - had - #taken or flush_every, step - #taken, CHUNK)
@@ -259,7 +276,12 @@ while open and not paused and scanned < waiting and scanned < flush_every + MAX_
   if level and (first > left or other) and is_there(ids[1]) then
     cut, open = not other, false
   elseif #taken > 0 and first > step_left then
-    paused = true
+    if is_there(ids[1]) then
+      paused = true
+    else
+      take(entries[1], ids[1], 0, nil, nil)
+      scanned = scanned + 1
+    end
   else
     local count = count_fitting(ids, splits, sizes, math.min(left, step_left))
     local found = redis.call('HMGET', items, unpack(ids, 1, count))
@@ -284,6 +306,10 @@ if not due and paused then
 end
 if not claim and #taken == 0 or not due then
   -- Frees first: what is stale goes, what is not due stays.
+  local ahead = paused and waiting >= flush_every and clean_ahead() or {}
+  for _, entry in ipairs(ahead) do
+    taken[#taken + 1] = entry
+  end
   local skipped = scanned > #taken
   redis.call('LTRIM', pending, skipped and scanned or 0, -1)
   note_stale(taken)

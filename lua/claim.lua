@@ -228,25 +228,30 @@ end
 
 -- Whether what lies ahead makes the batch full; reads entries only.
 local function fills_up()
-  local ahead, count, size, marks = scanned, #taken, bytes, {}
-  while count < most and size <= max_bytes and ahead < waiting do
+  local ahead, count, size, marks, met = scanned, #taken, bytes, {}, {}
+  -- One that is too large by itself is full only if another one waits behind it.
+  while count < most and (size <= max_bytes or count == #taken) and ahead < waiting do
     local entries = redis.call('LRANGE', pending, ahead, ahead + CHUNK - 1)
     local ids, splits, sizes = ids_of(entries)
+    local owned = call_many('HMGET', own, ids)
     for i, id in ipairs(ids) do
       if any_stale then
         marks[id] = marks[id] or noted[id] or redis.call('HGET', stale, group .. ':' .. id) or ''
       end
       if any_stale and string.sub(marks[id], 1, 1) == 's' then
         marks[id] = string.sub(marks[id], 2)
+      elseif seen[id] or met[id] or owned[i] or redis.call('HSTRLEN', items, id) == 0 then
+        -- It counts for nothing: it is there twice, runs already, or is gone.
+        met[id] = true
       elseif (tonumber(splits[i]) or 0) == level then
-        count, size = count + 1, size + size_of(id, sizes[i])
+        count, size, met[id] = count + 1, size + size_of(id, sizes[i]), true
       else
         return false
       end
     end
     ahead = ahead + #entries
   end
-  return count >= most or size > max_bytes
+  return count >= most or (size > max_bytes and count > #taken)
 end
 
 -- Takes out of what lies ahead what waits no longer; returns what stays. Else it would count for

@@ -267,10 +267,13 @@ def _steps_after(request: SimpleRequest) -> list[Context] | None:
     found = []
     for step in (request.embed or {}).get("chain") or ():
         context: Any = Context(step)
-        context.update(context.options)
-        context.id = context.options.get("task_id")
-        if "chord" in context.options or step.get("subtask_type") == "chord":
+        options = getattr(context, "options", None)
+        if not isinstance(options, dict) or "chord" in options:
             return None
+        if step.get("subtask_type") == "chord":
+            return None
+        context.update(options)
+        context.id = options.get("task_id")
         if context.id is not None:
             found.append(context)
     return found

@@ -132,7 +132,7 @@ def stored(cluster_server: EmbeddedServer, configuration: dict[str, Any]) -> Ite
     made.close()
 
 
-def hold() -> None:
+def hold(*, anew: bool = False) -> None:
     """Confirms a lease that nobody takes away."""
 
 
@@ -263,7 +263,9 @@ class Held(Lease):
     """A lease that nobody takes away."""
 
     def __init__(self) -> None:
-        super().__init__(None, Trigger(1, 0), "token", "group", 1, 0, Bells("", "", 0, 0), ())  # type: ignore[arg-type]
+        super().__init__(
+            None, Trigger(1, 0), "token", "group", 1, 0, Bells("", "", 0, 0), (), monotonic()
+        )  # type: ignore[arg-type]
 
 
 class Paused:
@@ -273,7 +275,7 @@ class Paused:
         self._stored, self._outcome = stored, (result, state)
         self._times = 0
 
-    def __call__(self) -> None:
+    def __call__(self, *, anew: bool = False) -> None:
         self._times += 1
         if self._times > 1:
             raise LeaseLost("another worker runs its requests")

@@ -83,13 +83,13 @@ def replace(task: Any, task_id: str, part: str, name: str, value: Any) -> None:
     store = task.inspector._store
     items = store.keys.resolve("items")
     stored = store.client.hget(items, task_id)
-    group, nonce, data = stored.split(b":", 2)
+    *fields, data = stored.split(b":", 3)
     found = decode(data, None)
     args, kwargs, embed = found.body
     parts = {"headers": found.headers, "embed": embed or {}, "properties": found.properties}
     parts[part][name] = value
     envelope = Envelope(parts["headers"], (args, kwargs, parts["embed"]), parts["properties"])
-    store.client.hset(items, task_id, b":".join((group, nonce, encode(envelope, "json"))))
+    store.client.hset(items, task_id, b":".join((*fields, encode(envelope, "json"))))
 
 
 def answer(here: InProcess) -> None:

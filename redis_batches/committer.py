@@ -206,8 +206,7 @@ class Committer:
     def _take(self, leader: _Ticket) -> list[_Ticket]:
         """Takes the requests that share a script call with the leader's, oldest first."""
         taken: list[_Ticket] = []
-        if leader.unshared or leader.age:
-            # What was sent before has an age that the others have not.
+        if leader.unshared:
             return taken
         size, left = len(leader.request.envelope), deque[_Ticket]()
         # A leader with little time left does not fail for those that have much.
@@ -215,7 +214,8 @@ class Committer:
         for ticket in self._waiting:
             larger = size + len(ticket.request.envelope)
             fits = len(taken) + 1 < PUSH_CHUNK and larger <= PUSH_BYTES
-            fits = fits and ticket.age is None
+            # What was sent before shares a call only with what was sent with it: one age for all.
+            fits = fits and ticket.age is leader.age
             shares = ticket.lot == leader.lot and not ticket.unshared and ticket.ends <= latest
             if fits and shares:
                 taken.append(ticket)

@@ -263,9 +263,13 @@ class Held(Lease):
     """A lease that nobody takes away."""
 
     def __init__(self) -> None:
-        super().__init__(
-            None, Trigger(1, 0), "token", "group", 1, 0, Bells("", "", 0, 0), (), monotonic()
-        )  # type: ignore[arg-type]
+        nothing: Any = None
+        bells, now = Bells("", "", 0, 0), monotonic()
+        super().__init__(nothing, Trigger(1, 0), "token", "group", 1, 0, bells, (), now)
+
+    def extend(self, through: Any = None) -> bool:
+        """Says that it is kept."""
+        return True
 
 
 class Paused:

@@ -29,10 +29,10 @@ def main():
     store = runtime_of(app).store("click")
     push, sizes, held = store.push, [], Event()
 
-    def counted(group, trigger, requests, caller=""):
+    def counted(group, trigger, requests, **options):
         sizes.append(len(requests))
         held.wait()
-        return push(group, trigger, requests, caller)
+        return push(group, trigger, requests, **options)
 
     runtime_of(app).committer("click")._push = counted
     greenlets = [gevent.spawn(click.delay, number) for number in range(300)]

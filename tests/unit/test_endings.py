@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -14,7 +14,7 @@ import gevent
 import pytest
 import redis
 from billiard import common
-from celery import chord, group, signature
+from celery import _state, chord, group, signature  # type: ignore[attr-defined]
 from celery.exceptions import (
     Ignore,
     Reject,
@@ -75,6 +75,17 @@ def answer(here: InProcess) -> BaseException | None:
     except BaseException as exc:
         return exc
     return None
+
+
+@contextmanager
+def current(here: InProcess) -> Iterator[None]:
+    """Makes the task's app the current one, in which Celery before 5.6 looks for groups."""
+    before = _state._tls.current_app
+    here.task.app.set_current()
+    try:
+        yield
+    finally:
+        _state._tls.current_app = before
 
 
 def later(here: InProcess, clock: Clock) -> None:
@@ -767,7 +778,7 @@ def test_the_body_of_a_chord_is_sent_patiently(
     def function(requests: list[SimpleRequest]) -> list[Any]:
         return [request.args[0] for request in requests]
 
-    with in_process(function, 1, results=results) as here:
+    with in_process(function, 1, results=results) as here, current(here):
         result = (group(here.task.s(1), here.task.s(2)) | here.task.s()).apply_async()
         store = here.task._runtime.store("here")
         push, refused = store.push, list[str]()
@@ -1105,7 +1116,7 @@ def test_a_body_that_is_replaced_by_a_chord_runs_again(results: fakeredis.FakeSe
                 request.replace(chord(parts, here.task.s()))
         return ["end"] * len(requests)
 
-    with in_process(function, 1, results=results) as here:
+    with in_process(function, 1, results=results) as here, current(here):
         call = here.task.delay("start")
         for _ in range(30):
             while here.bells:

@@ -762,7 +762,7 @@ def test_a_call_of_the_function_alone_may_be_replaced() -> None:
     with in_process(function, 1) as here:
         here.task.app.conf.task_always_eager = True
 
-        @here.task.app.task(name="plain")
+        @here.task.app.task(name="plain", shared=False)
         def plain() -> str:
             return "replaced"
 

@@ -23,7 +23,7 @@ from benchmarks.sections.compare import SECTION as COMPARE
 from benchmarks.side import Side
 from benchmarks.sizes import FULL, QUICK, Sizes
 from benchmarks.values import Values
-from redis_batches.embedded import EmbeddedServer
+from redis_batches.testing.server import EmbeddedServer
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.side import Side
 from benchmarks.sizes import Sizes
 from benchmarks.values import Column, Values
-from redis_batches.embedded import EmbeddedServer
+from redis_batches.testing.server import EmbeddedServer
 
 
 @dataclass

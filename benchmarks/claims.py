@@ -10,13 +10,13 @@ from typing import Any
 import redis
 
 from benchmarks import workload
-from redis_batches.codec import decode, text
-from redis_batches.config import Settings
-from redis_batches.connection import connect
-from redis_batches.lease import Lease
-from redis_batches.results import CHUNK as RESULTS_CHUNK
-from redis_batches.scripts import chunked, folder
-from redis_batches.store import Store
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.settings import Settings
+from redis_batches.driver.connection import connect
+from redis_batches.driver.scripts import chunked, folder
+from redis_batches.runs.states import CHUNK as RESULTS_CHUNK
+from redis_batches.wire.envelope import decode, text
 
 #: As long as what Celery's backend stores of a result, without the result.
 _META: dict[str, Any] = {

@@ -15,7 +15,7 @@ from pathlib import Path
 import redis
 
 from benchmarks.peer import ROOT
-from redis_batches.embedded import HOST, EmbeddedServer
+from redis_batches.testing.server import HOST, EmbeddedServer
 
 WORKER = ("celery", "-A", "benchmarks.workload", "worker", "--pool", "prefork")
 #: Seconds that a measurement may take.

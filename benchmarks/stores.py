@@ -9,12 +9,12 @@ from uuid import uuid4
 
 import redis
 
-from redis_batches.config import Settings
-from redis_batches.connection import connect
-from redis_batches.embedded import EmbeddedServer
-from redis_batches.lease import Lease
-from redis_batches.model import Group, Outgoing, Trigger
-from redis_batches.store import Store
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Group, Outgoing, Trigger
+from redis_batches.core.settings import Settings
+from redis_batches.driver.connection import connect
+from redis_batches.testing.server import EmbeddedServer
 
 GROUP = Group.of({"queue": "celery"})
 #: An interval that no benchmark waits for.

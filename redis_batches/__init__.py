@@ -2,8 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from redis_batches.decorator import batched_task
-from redis_batches.errors import (
+from redis_batches.core.errors import (
     BacklogFull,
     BatchesError,
     DuplicateTaskId,
@@ -17,9 +16,10 @@ from redis_batches.errors import (
     UnknownOption,
     UnusableCall,
 )
-from redis_batches.inspector import DeadLetter
-from redis_batches.request import SimpleRequest
-from redis_batches.task import Batches
+from redis_batches.operate.inspector import DeadLetter
+from redis_batches.runs.request import SimpleRequest
+from redis_batches.task.batches import Batches
+from redis_batches.task.decorator import batched_task
 
 __all__ = [
     "BacklogFull",

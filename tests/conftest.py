@@ -11,9 +11,9 @@ import fakeredis
 import pytest
 import redis
 
-from redis_batches.config import Settings
-from redis_batches.embedded import EmbeddedServer, server_url
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
+from redis_batches.core.settings import Settings
+from redis_batches.testing.server import EmbeddedServer, server_url
 
 _T = TypeVar("_T")
 

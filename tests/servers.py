@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from redis_batches.embedded import ENVIRONMENT_VARIABLE
+from redis_batches.testing.server import ENVIRONMENT_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".servers"

@@ -12,10 +12,10 @@ from typing import Any
 from benchmarks.bench import Bench, Section
 from benchmarks.stores import GROUP, HOUR_MS, fill, leased, push, store_at, timed
 from benchmarks.values import Column, Row, Values
-from redis_batches.embedded import EmbeddedServer
-from redis_batches.lease import Lease
-from redis_batches.model import Group, Trigger
-from redis_batches.store import Store
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Group, Trigger
+from redis_batches.testing.server import EmbeddedServer
 
 EVERY = 100
 TRIGGER = Trigger(EVERY, HOUR_MS)

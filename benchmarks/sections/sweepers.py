@@ -10,12 +10,12 @@ from typing import Any
 from benchmarks.bench import Bench, Section
 from benchmarks.stores import GROUP, HOUR_MS, cpu_seconds, outgoing, store_at
 from benchmarks.values import Column, Row, Values
-from redis_batches.config import Settings
-from redis_batches.embedded import EmbeddedServer
-from redis_batches.model import Bells, Trigger
-from redis_batches.pacing import PacedSweeper
-from redis_batches.store import Store
-from redis_batches.sweeper import Served, Sweeper
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Bells, Trigger
+from redis_batches.core.settings import Settings
+from redis_batches.testing.server import EmbeddedServer
+from redis_batches.upkeep.schedule import PacedSweeper
+from redis_batches.upkeep.sweeper import Served, Sweeper
 
 #: Flush interval in ms, tasks, sweepers.
 CASES = (*product((1000, 50), (1, 10), (1, 100)), (1000, 100, 1))

@@ -20,8 +20,8 @@ from examples.demo.audit import Audit
 from examples.demo.cluster import Cluster, DemoError, Signals
 from examples.demo.producer import Plan, Sent
 from examples.demo.progress import Display, Progress
-from redis_batches.embedded import EmbeddedServer
-from redis_batches.errors import BatchesError, ServerNotFound
+from redis_batches.core.errors import BatchesError, ServerNotFound
+from redis_batches.testing.server import EmbeddedServer
 
 WORKERS = ["worker-1", "worker-2"]
 PRODUCERS = ["producer-1", "producer-2"]

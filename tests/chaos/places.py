@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import redis
 
-from redis_batches.embedded import HOST, EmbeddedServer
+from redis_batches.testing.server import HOST, EmbeddedServer
 from tests.chaos.link import Link
 
 #: Ends a blip; returns how many connections or commands it hit.

@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError
 from redis.retry import Retry
 
-from redis_batches.embedded import HOST
+from redis_batches.testing.server import HOST
 from tests.chaos.places import Blow, Place, Store, crash, cut, hole, oom, readonly, slow
 from tests.conftest import wait_until
 

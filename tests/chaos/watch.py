@@ -13,7 +13,7 @@ from celery import Celery
 from celery.states import READY_STATES
 from redis.exceptions import RedisError
 
-from redis_batches.embedded import HOST
+from redis_batches.testing.server import HOST
 from tests.chaos.ledger import Log, Outcome
 from tests.chaos.places import Place
 from tests.chaos.tasks import PLAIN_QUEUE

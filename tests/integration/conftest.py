@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from redis_batches.embedded import EmbeddedServer
+from redis_batches.testing.server import EmbeddedServer
 from tests.integration.processes import Cluster
 from tests.integration.rabbitmq import RabbitMQ, find_rabbitmq
 

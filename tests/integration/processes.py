@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from redis_batches.embedded import EmbeddedServer
+from redis_batches.testing.server import EmbeddedServer
 from tests.conftest import wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from pathlib import Path
 from amqp.exceptions import NotFound
 from kombu import Connection, pools
 
-from redis_batches.child import Child
-from redis_batches.embedded import HOST, free_port
+from redis_batches.testing.process import Child
+from redis_batches.testing.server import HOST, free_port
 from tests.conftest import wait_until
 
 #: Not the wrapper on the PATH of Debian, which runs it as another user in /var/lib.

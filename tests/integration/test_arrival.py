@@ -16,9 +16,9 @@ from celery.exceptions import TaskRevokedError
 from kombu import Connection, Exchange, Queue
 
 from redis_batches import Batches, SimpleRequest
-from redis_batches.config import Settings
-from redis_batches.embedded import EmbeddedServer
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
+from redis_batches.core.settings import Settings
+from redis_batches.testing.server import EmbeddedServer
 from tests.conftest import wait_until
 from tests.integration.ledger import ledger
 from tests.integration.processes import Cluster, wait_until_they_listen

@@ -9,12 +9,12 @@ from typing import Any, cast
 import pytest
 import redis
 
-from redis_batches.config import Settings
-from redis_batches.connection import connect
-from redis_batches.driver import Client, Packed, Pool, pack_script
-from redis_batches.inspector import Inspector
-from redis_batches.model import Trigger
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Trigger
+from redis_batches.core.settings import Settings
+from redis_batches.driver.client import Client, Packed, Pool, pack_script
+from redis_batches.driver.connection import connect
+from redis_batches.operate.inspector import Inspector
 from tests.conftest import wait_until
 
 NAME = "under-test"

@@ -16,7 +16,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from redis_batches import Batches, SimpleRequest, StoreError, batched_task
-from redis_batches.embedded import EmbeddedServer
+from redis_batches.testing.server import EmbeddedServer
 
 DEADLINE, TIMEOUT = 1.5, 0.5
 #: Far less than nested retries would take, and more than a busy machine adds.
@@ -108,7 +108,7 @@ def test_stats_and_revoke_end_in_time_too() -> None:
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Lets so much time have passed, as redis-py and our connections see it."""
     plain = time.monotonic
-    monkeypatch.setattr("redis_batches.driver.monotonic", lambda: plain() + seconds)
+    monkeypatch.setattr("redis_batches.driver.client.monotonic", lambda: plain() + seconds)
     monkeypatch.setattr(time, "monotonic", lambda: plain() + seconds)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from celery.exceptions import WorkerLostError
 
-from redis_batches import doorbell
+from redis_batches.app import doorbell
 from tests.conftest import wait_until
 from tests.integration.ledger import ledger
 from tests.integration.processes import Cluster

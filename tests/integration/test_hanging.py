@@ -18,9 +18,9 @@ from celery import Celery as CeleryApp
 from kombu import Connection, Queue
 
 from redis_batches import batched_task
-from redis_batches.embedded import EmbeddedServer
-from redis_batches.publisher import Publisher
-from redis_batches.runtime import runtime_of
+from redis_batches.app.publisher import Publisher
+from redis_batches.app.state import runtime_of
+from redis_batches.testing.server import EmbeddedServer
 from tests.conftest import wait_until
 from tests.integration.ledger import ledger, noted
 from tests.integration.processes import Cluster

@@ -12,7 +12,7 @@ import redis
 from celery.exceptions import SoftTimeLimitExceeded
 
 from redis_batches import StoreError
-from redis_batches.embedded import EmbeddedServer
+from redis_batches.testing.server import EmbeddedServer
 from tests.conftest import wait_until
 from tests.integration.ledger import ledger
 from tests.integration.processes import Cluster

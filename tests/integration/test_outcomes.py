@@ -10,7 +10,7 @@ import pytest
 from celery import chain, chord, group, states
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 
-from redis_batches.runtime import runtime_of
+from redis_batches.app.state import runtime_of
 from tests.conftest import wait_until
 from tests.integration.ledger import ledger
 from tests.integration.processes import Cluster

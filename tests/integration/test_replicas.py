@@ -15,7 +15,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from redis_batches import Batches, NotReplicated, SimpleRequest, StoreError, batched_task
-from redis_batches.embedded import EmbeddedServer
+from redis_batches.testing.server import EmbeddedServer
 from tests.conftest import wait_until
 
 

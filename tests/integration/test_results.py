@@ -14,13 +14,14 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import Retry
 from kombu.exceptions import OperationalError
 
-from redis_batches import LeaseLost, SimpleRequest, batched_task, completion
-from redis_batches.batch import Batch
-from redis_batches.codec import Envelope
-from redis_batches.embedded import EmbeddedServer
-from redis_batches.lease import Lease
-from redis_batches.model import Attempts, Bells, Claimed, Trigger
-from redis_batches.results import REFUSAL, again, can_gather
+from redis_batches import LeaseLost, SimpleRequest, batched_task
+from redis_batches.buffer.lease import Lease
+from redis_batches.core.model import Attempts, Bells, Claimed, Trigger
+from redis_batches.runs import report
+from redis_batches.runs.batch import Batch
+from redis_batches.runs.states import REFUSAL, again, can_gather
+from redis_batches.testing.server import EmbeddedServer
+from redis_batches.wire.envelope import Envelope
 from tests.integration.proxy import LossyProxy
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
@@ -140,7 +141,7 @@ def tell_by_celery(task: Any, outcomes: Outcomes) -> None:
     """Tells outcomes as Celery does, one by one."""
     for request, value in outcomes:
         if isinstance(value, Exception):
-            text = completion.traceback_of(value)
+            text = report.traceback_of(value)
             task.backend.mark_as_failure(request.id, value, text, request=request.context)
         else:
             task.backend.mark_as_done(request.id, value, request.context)
@@ -150,14 +151,14 @@ def tell_one_by_one(task: Any, outcomes: Outcomes) -> None:
     """Tells outcomes as a function does that settles each request by itself."""
     for request, value in outcomes:
         if isinstance(value, Exception):
-            completion.tell_failure(task, request, value, hold)
+            report.tell_failure(task, request, value, hold)
         else:
-            completion.tell_success(task, request, value, hold, store=True)
+            report.tell_success(task, request, value, hold, store=True)
 
 
 def tell_together(task: Any, outcomes: Outcomes, confirm: Callable[[], object]) -> None:
     """Tells outcomes as a batch does when its function returns."""
-    again(lambda first: completion.tell_together(task, outcomes, confirm, first, store=True))
+    again(lambda first: report.tell_together(task, outcomes, confirm, first, store=True))
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: next(iter(c), "default"))
@@ -175,7 +176,7 @@ def test_what_is_stored_is_what_celery_stores(stored: Stored) -> None:
     expected = stored.take()
     tell_one_by_one(stored.task, outcomes())
     assert stored.take() == expected
-    told = completion.tell_together(stored.task, outcomes(), hold, store=True)
+    told = report.tell_together(stored.task, outcomes(), hold, store=True)
 
     assert stored.take() == expected
     assert [request.id for request in told] == [request.id for request, _ in outcomes()]
@@ -185,10 +186,10 @@ def test_what_is_stored_is_what_celery_stores(stored: Stored) -> None:
 def test_it_takes_one_round_trip(stored: Stored) -> None:
     """The first run of a call assumes that it has no state; a later one reads it first."""
     outcomes = [(stored.request(str(number), {}), number) for number in range(100)]
-    completion.tell_together(stored.task, outcomes, hold, store=True)
+    report.tell_together(stored.task, outcomes, hold, store=True)
     stored.take()
 
-    completion.tell_together(stored.task, outcomes, hold, store=True)
+    report.tell_together(stored.task, outcomes, hold, store=True)
 
     # The script has an MGET of its own.
     assert stored.calls_of("evalsha", "mget", "setex", "publish", "get") == [1, 1, 100, 100, 0]
@@ -196,7 +197,7 @@ def test_it_takes_one_round_trip(stored: Stored) -> None:
         request.attempt = 2
     stored.take()
 
-    completion.tell_together(stored.task, outcomes, hold, store=True)
+    report.tell_together(stored.task, outcomes, hold, store=True)
 
     assert stored.calls_of("evalsha", "mget", "setex", "publish", "get") == [1, 2, 100, 100, 0]
 
@@ -204,16 +205,16 @@ def test_it_takes_one_round_trip(stored: Stored) -> None:
 def test_a_request_that_settles_itself_takes_one_round_trip(stored: Stored) -> None:
     """At its first run; with `track_started` it has a state already."""
     request = stored.request("a", {})
-    completion.tell_success(stored.task, request, 7, hold, store=True)
+    report.tell_success(stored.task, request, 7, hold, store=True)
     stored.take()
 
-    completion.tell_success(stored.task, request, 7, hold, store=True)
+    report.tell_success(stored.task, request, 7, hold, store=True)
 
     assert stored.calls_of("evalsha", "mget") == [1, 1]
     stored.task.track_started = True
     stored.take()
 
-    completion.tell_success(stored.task, request, 7, hold, store=True)
+    report.tell_success(stored.task, request, 7, hold, store=True)
 
     assert stored.calls_of("evalsha", "mget") == [1, 2]
 
@@ -240,7 +241,7 @@ def test_what_cannot_be_stored_is_left_to_be_told_alone(stored: Stored) -> None:
         (stored.request("too", {}), 2),
     ]
 
-    told = completion.tell_together(stored.task, outcomes, hold, store=True)
+    told = report.tell_together(stored.task, outcomes, hold, store=True)
 
     assert [request.id for request in told] == ["good", "too"]
     assert len(stored.take()[0]) == 2
@@ -248,7 +249,7 @@ def test_what_cannot_be_stored_is_left_to_be_told_alone(stored: Stored) -> None:
 
 def test_large_results_go_out_in_parts(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker does not hold a whole batch of them, and no transaction blocks for long."""
-    monkeypatch.setattr("redis_batches.results.CHUNK_BYTES", 15_000)
+    monkeypatch.setattr("redis_batches.runs.states.CHUNK_BYTES", 15_000)
     outcomes = [(stored.request(str(number), {}), "x" * 10_000) for number in range(6)]
     stored.take()
 
@@ -297,10 +298,10 @@ def test_a_run_that_was_paused_while_it_told_changes_nothing(
     """Else a caller whose call is done would read that it is to be retried, for ever."""
     task, request = stored.task, stored.request("a", {})
     tells: list[Callable[[Any], object]] = [
-        lambda confirm: completion.tell_retry(task, request, Retry(exc=raised("late")), confirm),
-        lambda confirm: completion.tell_failure(task, request, raised("late"), confirm),
-        lambda confirm: completion.tell_success(task, request, "late", confirm, store=True),
-        lambda confirm: completion.tell_started(task, [request], confirm),
+        lambda confirm: report.tell_retry(task, request, Retry(exc=raised("late")), confirm),
+        lambda confirm: report.tell_failure(task, request, raised("late"), confirm),
+        lambda confirm: report.tell_success(task, request, "late", confirm, store=True),
+        lambda confirm: report.tell_started(task, [request], confirm),
         lambda confirm: tell_together(task, [(request, "late")], confirm),
     ]
     task.track_started = True
@@ -361,11 +362,13 @@ def test_a_server_that_cannot_run_scripts_is_asked_again_later(
 ) -> None:
     """An operator who allows them needs to restart no worker."""
     backend = stored.task.backend
-    monkeypatch.setattr("redis_batches.results._script", lambda: ("return redis.call('NO')", "0"))
-    completion.tell_success(stored.task, stored.request("a", {}), 7, hold, store=True)
+    monkeypatch.setattr(
+        "redis_batches.runs.states._script", lambda: ("return redis.call('NO')", "0")
+    )
+    report.tell_success(stored.task, stored.request("a", {}), 7, hold, store=True)
     assert (stored.task.AsyncResult("a").result, can_gather(backend)) == (7, False)
 
-    monkeypatch.setattr("redis_batches.results.monotonic", lambda: monotonic() + REFUSAL)
+    monkeypatch.setattr("redis_batches.runs.states.monotonic", lambda: monotonic() + REFUSAL)
 
     assert can_gather(backend)
 
@@ -374,10 +377,10 @@ def test_a_state_that_is_never_what_was_read_is_told_later(
     stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replica that lags must not keep a worker busy for ever."""
-    monkeypatch.setattr("redis_batches.results._script", lambda: ("return {'changed'}", "0"))
+    monkeypatch.setattr("redis_batches.runs.states._script", lambda: ("return {'changed'}", "0"))
 
     with pytest.raises(OperationalError, match="replica"):
-        completion.tell_success(stored.task, stored.request("a", {}), 7, hold, store=True)
+        report.tell_success(stored.task, stored.request("a", {}), 7, hold, store=True)
 
 
 def test_an_earlier_runs_states_are_read_together(stored: Stored) -> None:
@@ -387,7 +390,7 @@ def test_an_earlier_runs_states_are_read_together(stored: Stored) -> None:
     stored.client.config_resetstat()
     requests = [stored.request(task_id, {}) for task_id in ("done", "retried", "unknown")]
 
-    found = completion.settled(stored.task, requests)
+    found = report.settled(stored.task, requests)
 
     assert [request.id for request, _ in found] == ["done"]
     assert stored.calls_of("mget", "get") == [1, 0]
@@ -402,7 +405,7 @@ def test_track_started_is_told_together(stored: Stored) -> None:
         stored.task.backend.store_result(request.id, meta, states.STARTED, request=request.context)
     expected = stored.take()
 
-    completion.tell_started(stored.task, requests, hold)
+    report.tell_started(stored.task, requests, hold)
 
     assert stored.calls_of("evalsha") == [1]
     assert stored.take() == expected
@@ -418,6 +421,6 @@ def test_a_backend_of_another_class_is_told_one_by_one(
 
     monkeypatch.setattr(stored.task.backend, "__class__", Own)
 
-    told = completion.tell_together(stored.task, [(stored.request("a", {}), 1)], hold, store=True)
+    told = report.tell_together(stored.task, [(stored.request("a", {}), 1)], hold, store=True)
 
     assert (told, stored.take()[0]) == ([], {})

@@ -13,12 +13,12 @@ import pytest
 import redis
 
 from redis_batches import StoreError
-from redis_batches.config import Settings
-from redis_batches.connection import connect
-from redis_batches.embedded import EmbeddedServer
-from redis_batches.lease import Lease
-from redis_batches.model import Group, Outgoing, Pushed, Status, Trigger
-from redis_batches.store import Store
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Group, Outgoing, Pushed, Status, Trigger
+from redis_batches.core.settings import Settings
+from redis_batches.driver.connection import connect
+from redis_batches.testing.server import EmbeddedServer
 from tests.conftest import wait_until
 from tests.integration.proxy import LossyProxy
 from tests.properties.state import State

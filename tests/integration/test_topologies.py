@@ -19,14 +19,14 @@ import redis
 from celery import Celery
 
 from redis_batches import Batches, SimpleRequest, StoreError, batched_task
-from redis_batches.config import Settings
-from redis_batches.connection import connect
-from redis_batches.embedded import EmbeddedServer, find_executable, free_port
-from redis_batches.lease import Lease
-from redis_batches.model import Group, Outgoing, Status, Trigger
-from redis_batches.registry import Registry
-from redis_batches.server import check_server
-from redis_batches.store import Store
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.registry import Registry
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Group, Outgoing, Status, Trigger
+from redis_batches.core.settings import Settings
+from redis_batches.driver.connection import connect
+from redis_batches.driver.preflight import check_server
+from redis_batches.testing.server import EmbeddedServer, find_executable, free_port
 from tests.conftest import wait_until
 from tests.lua.test_acl import DOCUMENT, rights
 
@@ -162,7 +162,7 @@ def test_a_server_that_is_no_cluster_says_so(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once: it will be none later, either."""
-    monkeypatch.setattr("redis_batches.driver.sleep", pytest.fail)
+    monkeypatch.setattr("redis_batches.driver.client.sleep", pytest.fail)
     app = Celery(broker="memory://", set_as_current=False)
     app.conf.redis_batches_url = server.url.replace("redis://", "redis+cluster://")
     task = make_task(app)

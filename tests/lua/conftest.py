@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from redis_batches.config import Settings
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
+from redis_batches.core.settings import Settings
 from tests.conftest import Clock
 from tests.lua.stage import Stage
 from tests.lua.steps import read

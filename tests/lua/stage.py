@@ -7,9 +7,9 @@ from typing import Any
 
 import redis
 
-from redis_batches.keys import NamespaceKeys
-from redis_batches.scripts import load_scripts
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
+from redis_batches.driver.keys import NamespaceKeys
+from redis_batches.driver.scripts import load_scripts
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from redis_batches.lease import Lease
-from redis_batches.model import Group, Idle, Outcome, Outgoing, Pushed, Trigger, Verb
-from redis_batches.store import Store
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Group, Idle, Outcome, Outgoing, Pushed, Trigger, Verb
 from tests.properties.state import State
 
 GROUP = Group.of({"queue": "clicks"})
@@ -15,7 +15,7 @@ OTHER = Group.of({"queue": "views"})
 #: Three requests make a full batch; the oldest waits ten seconds for them.
 TRIGGER = Trigger(3, 10_000)
 INTERVAL_MS = TRIGGER.interval_ms
-#: As in `redis_batches.config.Settings`.
+#: As in `redis_batches.core.settings.Settings`.
 LEASE_MS = 30_000
 WINDOW_MS = 120_000
 REVOKED_WINDOW_MS = 10_800_000

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from redis_batches import lease as lease_module
-from redis_batches.errors import LeaseLost
-from redis_batches.model import Status, Trigger
-from redis_batches.store import Store
+from redis_batches.buffer import lease as lease_module
+from redis_batches.buffer.store import Store
+from redis_batches.core.errors import LeaseLost
+from redis_batches.core.model import Status, Trigger
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from redis_batches.config import Settings
-from redis_batches.connection import connect
-from redis_batches.inspector import Inspector
-from redis_batches.lease import Lease
-from redis_batches.model import Group, Outcome, Outgoing, Trigger, Verb
-from redis_batches.registry import Registry
-from redis_batches.scripts import load_sources
-from redis_batches.store import Store
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.registry import Registry
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Group, Outcome, Outgoing, Trigger, Verb
+from redis_batches.core.settings import Settings
+from redis_batches.driver.connection import connect
+from redis_batches.driver.scripts import load_sources
+from redis_batches.operate.inspector import Inspector
 from tests.lua.steps import ack_all
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"

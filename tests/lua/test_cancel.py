@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_batches import lease as lease_module
-from redis_batches import store as store_module
-from redis_batches.canceller import PAGE, Canceller
-from redis_batches.lease import Lease
-from redis_batches.model import Found, Idle, Place, Status, Trigger
-from redis_batches.scripts import CANCEL_CHUNK, chunked
-from redis_batches.store import Store
+from redis_batches.buffer import lease as lease_module
+from redis_batches.buffer import store as store_module
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Found, Idle, Place, Status, Trigger
+from redis_batches.driver.scripts import CANCEL_CHUNK, chunked
+from redis_batches.operate.canceller import PAGE, Canceller
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import redis
 
-from redis_batches.config import Settings
-from redis_batches.lease import Lease
-from redis_batches.model import Attempts, Idle, Trigger
-from redis_batches.store import Store
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Attempts, Idle, Trigger
+from redis_batches.core.settings import Settings
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,

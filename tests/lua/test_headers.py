@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from redis_batches.scripts import PRELUDE, Script, load_scripts, load_sources
+from redis_batches.driver.scripts import PRELUDE, Script, load_scripts, load_sources
 
 SLOT = re.compile(r"^-- (KEYS|ARGV)\[(\d+)(\+?)\] +(\w+)", re.MULTILINE)
 BINDING = re.compile(r"^local ([\w, ]+) =((?:.|\n {2})+)", re.MULTILINE)

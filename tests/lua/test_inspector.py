@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_batches.codec import Envelope, encode
-from redis_batches.config import REVOKED_WINDOW_MS
-from redis_batches.errors import BatchesError
-from redis_batches.inspector import Inspector
-from redis_batches.lease import Lease
-from redis_batches.model import Bells, Group, Outcome, Outgoing, Trigger, Verb
-from redis_batches.store import Store
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.errors import BatchesError
+from redis_batches.core.model import Bells, Group, Outcome, Outgoing, Trigger, Verb
+from redis_batches.core.settings import REVOKED_WINDOW_MS
+from redis_batches.operate.inspector import Inspector
+from redis_batches.wire.envelope import Envelope, encode
 from tests.conftest import Clock
 from tests.lua.steps import ack_all
 

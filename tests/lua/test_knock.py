@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_batches.registry import Registry
+from redis_batches.buffer.registry import Registry
 from tests.conftest import Clock
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from redis_batches.config import Settings
-from redis_batches.embedded import EmbeddedServer
-from redis_batches.errors import OutOfMemory
-from redis_batches.lease import Lease
-from redis_batches.model import Idle, Status
-from redis_batches.store import Store
-from redis_batches.sweeper import Served, Sweeper
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.errors import OutOfMemory
+from redis_batches.core.model import Idle, Status
+from redis_batches.core.settings import Settings
+from redis_batches.testing.server import EmbeddedServer
+from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from redis_batches.model import Bells, Trigger
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Bells, Trigger
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from redis_batches.lease import Lease
-from redis_batches.model import Bells, Trigger
-from redis_batches.store import Store
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Bells, Trigger
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,

@@ -8,11 +8,11 @@ import logging
 import pytest
 import redis
 
-from redis_batches import registry as module
-from redis_batches.keys import NamespaceKeys
-from redis_batches.model import Trigger
-from redis_batches.outage import Quiet
-from redis_batches.registry import Registry
+from redis_batches.buffer import registry as module
+from redis_batches.buffer.registry import Registry
+from redis_batches.core.model import Trigger
+from redis_batches.core.outage import Quiet
+from redis_batches.driver.keys import NamespaceKeys
 
 pytestmark = pytest.mark.usefixtures("stray_keys")
 

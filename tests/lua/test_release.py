@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from redis_batches.errors import LeaseLost
-from redis_batches.model import Idle, Outcome, Trigger, Verb
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
+from redis_batches.core.errors import LeaseLost
+from redis_batches.core.model import Idle, Outcome, Trigger, Verb
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,

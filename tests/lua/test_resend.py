@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from redis_batches.config import DEDUPLICATION_WINDOW_MS
-from redis_batches.model import Outgoing, Status
-from redis_batches.scripts import Age
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Outgoing, Status
+from redis_batches.core.settings import DEDUPLICATION_WINDOW_MS
+from redis_batches.driver.scripts import Age
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,
@@ -36,7 +36,7 @@ def resend(store: Store, *calls: str | Outgoing, age_ms: int, caller: str = "") 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets three ends be remembered: of two calls and of their batch."""
-    monkeypatch.setattr("redis_batches.lease.DEDUPLICATION_CALLS", 3)
+    monkeypatch.setattr("redis_batches.buffer.lease.DEDUPLICATION_CALLS", 3)
 
 
 def end(store: Store, clock: Clock, *ids: str) -> None:

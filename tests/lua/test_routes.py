@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from redis_batches.errors import RouteLost
-from redis_batches.inspector import Inspector
-from redis_batches.model import Bells, Group, Idle, Trigger
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
+from redis_batches.core.errors import RouteLost
+from redis_batches.core.model import Bells, Group, Idle, Trigger
+from redis_batches.operate.inspector import Inspector
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,

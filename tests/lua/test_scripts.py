@@ -7,11 +7,11 @@ import re
 import pytest
 import redis
 
-from redis_batches.config import Settings
-from redis_batches.embedded import EmbeddedServer
-from redis_batches.errors import ScriptReplyError, StoreError
-from redis_batches.scripts import PRELUDE, Script, load_scripts, load_sources
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
+from redis_batches.core.errors import ScriptReplyError, StoreError
+from redis_batches.core.settings import Settings
+from redis_batches.driver.scripts import PRELUDE, Script, load_scripts, load_sources
+from redis_batches.testing.server import EmbeddedServer
 from tests.lua.stage import Stage
 from tests.lua.steps import LEASE_MS, ack_all, claim, ids_of, place, push
 
@@ -73,7 +73,7 @@ def test_a_push_says_what_became_of_each_request(
     """A reply that says it of fewer or more is not believed."""
     head = load_sources()["push"].partition("\n\n")[0]
     odd = Script("push", f"{head}\nreturn {{{reply}}}", "")
-    monkeypatch.setattr("redis_batches.store.load_scripts", lambda: {"push": odd})
+    monkeypatch.setattr("redis_batches.buffer.store.load_scripts", lambda: {"push": odd})
 
     with pytest.raises(ScriptReplyError, match="push answered"):
         push(Store(store.client, store.settings, store.task), "a")

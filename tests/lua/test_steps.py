@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import redis
 
-from redis_batches.config import Settings
-from redis_batches.errors import LeaseLost
-from redis_batches.lease import Lease
-from redis_batches.model import Idle, Outgoing, Trigger
-from redis_batches.store import Store
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.errors import LeaseLost
+from redis_batches.core.model import Idle, Outgoing, Trigger
+from redis_batches.core.settings import Settings
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,
@@ -47,7 +47,7 @@ class Died(Exception):
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes three requests a step."""
     for name in ("CLAIM_STEP", "RECLAIM_STEP"):
-        monkeypatch.setattr(f"redis_batches.store.{name}", 3)
+        monkeypatch.setattr(f"redis_batches.buffer.store.{name}", 3)
 
 
 def between(store: Store, word: str, act: Any) -> list[str]:
@@ -216,8 +216,8 @@ def test_the_bytes_of_a_batch_are_those_that_a_worker_will_hold(
 
 def test_a_step_is_bounded_by_its_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is larger goes by itself."""
-    monkeypatch.setattr("redis_batches.store.CLAIM_STEP", 1000)
-    monkeypatch.setattr("redis_batches.store.CLAIM_BYTES", 250)
+    monkeypatch.setattr("redis_batches.buffer.store.CLAIM_STEP", 1000)
+    monkeypatch.setattr("redis_batches.buffer.store.CLAIM_BYTES", 250)
     push(store, *(call(task_id, body=b"x" * 80) for task_id in "abcde"), trigger=SEVEN)
     push(store, call("f", body=b"x" * 300), "g", trigger=SEVEN)
     told = between(store, "", None)
@@ -239,7 +239,7 @@ def test_nothing_is_read_that_is_not_taken(
     real: Store, clock: Clock, delayed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever waits behind a batch, and whether it is full by its number or its bytes."""
-    monkeypatch.setattr("redis_batches.store.CLAIM_STEP", 1000)
+    monkeypatch.setattr("redis_batches.buffer.store.CLAIM_STEP", 1000)
     limit(real, flush_bytes=1000)
     eta_ms = clock.now_ms + SECOND if delayed else None
     ids = [f"id-{number}" for number in range(30)]

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import pytest
 
-from redis_batches.errors import StoreError, Unanswered
-from redis_batches.model import Bells, Group, Swept, Trigger
-from redis_batches.store import Store
-from redis_batches.sweeper import Served, Sweeper
+from redis_batches.buffer.store import Store
+from redis_batches.core.errors import StoreError, Unanswered
+from redis_batches.core.model import Bells, Group, Swept, Trigger
+from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.conftest import Clock
 from tests.lua.steps import (
     GROUP,
@@ -40,7 +40,7 @@ from tests.lua.steps import (
 
 pytestmark = pytest.mark.usefixtures("sound")
 
-#: As in `redis_batches.config`.
+#: As in `redis_batches.core.settings`.
 PUT_BACK_DELAY_MS = 600_000
 WEEK_MS = 7 * 24 * HOUR
 
@@ -491,7 +491,7 @@ def test_a_batch_that_cannot_be_taken_back_keeps_no_other_waiting(
     store: Store, clock: Clock, belfry: Belfry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tick ends all the same, and the next one is not at once."""
-    monkeypatch.setattr("redis_batches.sweeper.SWEEP_LIMIT", 1)
+    monkeypatch.setattr("redis_batches.upkeep.sweeper.SWEEP_LIMIT", 1)
     broken = push_and_claim(store, "a")
     clock.advance(1)
     push(store, "b", group=OTHER)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from redis_batches.errors import StoreError
-from redis_batches.scripts import load_scripts
+from redis_batches.core.errors import StoreError
+from redis_batches.driver.scripts import load_scripts
 from tests.lua.stage import VALUES, Stage
 from tests.lua.steps import GROUP
 

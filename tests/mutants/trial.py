@@ -35,19 +35,19 @@ Tests: TypeAlias = tuple[str, ...]
 
 #: The tests that are about a module of the package; those about a script have its name.
 _NEAREST = {
-    "arrival": ["tests/integration/test_arrival.py"],
+    "incoming": ["tests/integration/test_arrival.py"],
     "batch": [
         "tests/unit/test_endings.py",
         "tests/unit/test_runner.py",
         "tests/properties/test_untold.py",
     ],
     "canceller": ["tests/lua/test_cancel.py", "tests/unit/test_revoke.py"],
-    "codec": ["tests/unit/test_codec.py"],
+    "envelope": ["tests/unit/test_codec.py"],
     "address": ["tests/unit/test_address.py"],
-    "committer": ["tests/unit/test_committer.py", "tests/integration/test_deadline.py"],
+    "group_commit": ["tests/unit/test_committer.py", "tests/integration/test_deadline.py"],
     "connection": ["tests/unit/test_address.py", "tests/integration/test_topologies.py"],
     "deadline": ["tests/integration/test_deadline.py"],
-    "driver": [
+    "client": [
         "tests/unit/test_outage.py",
         "tests/unit/test_connection.py",
         "tests/integration/test_connection.py",
@@ -55,7 +55,7 @@ _NEAREST = {
         "tests/integration/test_topologies.py",
     ],
     "chords": ["tests/unit/test_endings.py"],
-    "completion": [
+    "report": [
         "tests/unit/test_endings.py",
         "tests/unit/test_runner.py",
         "tests/properties/test_odd_requests.py",
@@ -64,26 +64,27 @@ _NEAREST = {
     "doorbell": ["tests/unit/test_doorbell.py"],
     "endings": ["tests/unit/test_endings.py"],
     "heartbeat": ["tests/unit/test_heartbeat.py"],
-    "hold": ["tests/unit/test_hold.py"],
+    "unstored": ["tests/unit/test_hold.py"],
     "inspector": ["tests/lua/test_inspector.py"],
-    "lateresult": ["tests/integration/test_late_results.py"],
+    "result": ["tests/integration/test_late_results.py"],
     "lease": ["tests/lua/test_ack.py", "tests/lua/test_release.py", "tests/lua/test_extend.py"],
-    "messages": ["tests/properties/test_odd_requests.py", "tests/unit/test_call_options.py"],
+    "protocol": ["tests/properties/test_odd_requests.py", "tests/unit/test_call_options.py"],
     "printable": ["tests/unit/test_printable.py"],
-    "producer": ["tests/unit/test_call_options.py"],
+    "send": ["tests/unit/test_call_options.py"],
     "request": ["tests/unit/test_printable.py", "tests/properties/test_odd_requests.py"],
-    # Also lua/results/store.lua.
+    # lua/results/store.lua is about the same.
     "results": ["tests/integration/test_results.py"],
+    "states": ["tests/integration/test_results.py"],
     "outage": ["tests/unit/test_outage.py"],
-    "pacing": ["tests/unit/test_pacing.py"],
-    "refusal": ["tests/integration/test_server_faults.py"],
+    "schedule": ["tests/unit/test_pacing.py"],
+    "server_errors": ["tests/integration/test_server_faults.py"],
     "publisher": ["tests/unit/test_publisher.py"],
     "registry": ["tests/lua/test_registry.py", "tests/unit/test_worker.py"],
-    "remote": ["tests/unit/test_revoke.py"],
+    "control": ["tests/unit/test_revoke.py"],
     "replication": ["tests/integration/test_replicas.py"],
     "revoke": ["tests/unit/test_revoke.py"],
     "ringer": ["tests/unit/test_ringer.py"],
-    "runtime": ["tests/unit/test_doorbell.py"],
+    "state": ["tests/unit/test_doorbell.py"],
     "runner": [
         "tests/unit/test_runner.py",
         "tests/unit/test_revoke.py",
@@ -94,7 +95,7 @@ _NEAREST = {
     "store": ["tests/lua/test_claim.py", "tests/lua/test_scripts.py", "tests/lua/test_promote.py"],
     "sweeper": ["tests/lua/test_sweep.py"],
     "threads": ["tests/unit/test_threads.py"],
-    "worker": ["tests/unit/test_worker.py"],
+    "steps": ["tests/unit/test_worker.py"],
 }
 
 

@@ -11,8 +11,9 @@ import pytest
 from celery import Celery
 from celery.backends.redis import RedisBackend
 
-from redis_batches import SimpleRequest, batched_task, doorbell
-from redis_batches.model import Bells
+from redis_batches import SimpleRequest, batched_task
+from redis_batches.app import doorbell
+from redis_batches.core.model import Bells
 
 
 class InProcess:
@@ -65,7 +66,7 @@ def in_process(
     server, rung = fakeredis.FakeServer(), list[Bells]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "redis_batches.runtime.connect", lambda *_: fakeredis.FakeRedis(server=server)
+            "redis_batches.app.state.connect", lambda *_: fakeredis.FakeRedis(server=server)
         )
         patch.setattr(doorbell, "_publish", lambda *args: rung.append(args[3]))
         backend = "cache+memory://"

@@ -19,7 +19,7 @@ import fakeredis
 import redis
 from redis import exceptions
 
-from redis_batches.scripts import load_scripts
+from redis_batches.driver.scripts import load_scripts
 
 LEASE = 30.0
 #: The first second of every game.

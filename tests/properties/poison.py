@@ -19,8 +19,8 @@ import pytest
 from celery.exceptions import Ignore, Retry, WorkerLostError
 
 from redis_batches import SimpleRequest
-from redis_batches.runner import Runner
-from redis_batches.sweeper import Served, Sweeper
+from redis_batches.runs.runner import Runner
+from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.conftest import Clock
 from tests.properties.inprocess import InProcess, in_process
 

@@ -35,15 +35,16 @@ from celery import Celery, states
 from celery.backends.redis import RedisBackend
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 
-from redis_batches import SimpleRequest, batched_task, doorbell
-from redis_batches.batch import running
-from redis_batches.config import Settings
-from redis_batches.errors import BatchesError
-from redis_batches.model import Bells
-from redis_batches.runtime import Runtime, runtime_of
-from redis_batches.scripts import folder, load_scripts
-from redis_batches.store import Store
-from redis_batches.sweeper import Served, Sweeper
+from redis_batches import SimpleRequest, batched_task
+from redis_batches.app import doorbell
+from redis_batches.app.state import Runtime, runtime_of
+from redis_batches.buffer.store import Store
+from redis_batches.core.errors import BatchesError
+from redis_batches.core.model import Bells
+from redis_batches.core.settings import Settings
+from redis_batches.driver.scripts import folder, load_scripts
+from redis_batches.runs.batch import running
+from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.properties import fates, outages
 from tests.properties.fates import MAX_RETRIES, OWN_FAILURE, Call, Wrong
 from tests.properties.outages import LEASE, Died, Fault, Outages
@@ -137,7 +138,7 @@ class House:
         with pytest.MonkeyPatch.context() as patch:
             self._stop_time(patch)
             client = self.clients["results"]
-            patch.setattr("redis_batches.runtime.connect", lambda *_: self.clients["store"])
+            patch.setattr("redis_batches.app.state.connect", lambda *_: self.clients["store"])
             patch.setattr(Runtime, "heartbeat", property(lambda _: Heartbeat(self)))
             patch.setattr(RedisBackend, "_create_client", lambda *_, **__: client)
             for name in ("consume_from", "cancel_for"):

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 import fakeredis
 import redis
 
-from redis_batches.sweeper import Served, Sweeper
+from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.properties.callers import Callers
 from tests.properties.state import FRESH, ensure
 from tests.properties.workers import MAX_CRASHES_ALONE, Workers

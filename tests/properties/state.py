@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from redis_batches.keys import Keys
+from redis_batches.driver.keys import Keys
 
 FRESH = "-"
 
@@ -102,7 +102,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class State:
-    """Every key of one task, by the names of `redis_batches.keys`.
+    """Every key of one task, by the names of `redis_batches.driver.keys`.
 
     Attributes:
         pending: Without the entries that count for nothing, because a cancel left them behind.

@@ -36,7 +36,7 @@ class Hooked(Batches):
 @pytest.fixture(autouse=True)
 def long_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run ends because the machine is slow."""
-    monkeypatch.setattr("redis_batches.runner.MOMENT", 60.0)
+    monkeypatch.setattr("redis_batches.runs.runner.MOMENT", 60.0)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_it_ends_after_a_moment(
     here: InProcess, ran: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other tasks of the queue, and a shutdown, wait no longer than that."""
-    monkeypatch.setattr("redis_batches.runner.MOMENT", 0.0)
+    monkeypatch.setattr("redis_batches.runs.runner.MOMENT", 0.0)
 
     here.answer(goes_on=True)
 

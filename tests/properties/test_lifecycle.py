@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from redis_batches import DuplicateTaskId, SimpleRequest
-from redis_batches.sweeper import Served, Sweeper
+from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.conftest import Clock
 from tests.properties.inprocess import in_process
 

@@ -13,7 +13,7 @@ from celery import states
 from celery.exceptions import Ignore, Retry
 
 from redis_batches import SimpleRequest
-from redis_batches.codec import Envelope, decode, encode
+from redis_batches.wire.envelope import Envelope, decode, encode
 from tests.properties.inprocess import InProcess, in_process
 
 HEADERS = [

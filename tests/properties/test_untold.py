@@ -12,14 +12,15 @@ import redis
 from celery import chain
 from celery.exceptions import Ignore, TimeLimitExceeded, WorkerLostError
 
-from redis_batches import SimpleRequest, completion
-from redis_batches.batch import Batch
-from redis_batches.codec import text
-from redis_batches.errors import LeaseLost, StoreError
-from redis_batches.lease import Lease
-from redis_batches.model import Bells
-from redis_batches.runner import Runner
-from redis_batches.store import Store
+from redis_batches import SimpleRequest
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.errors import LeaseLost, StoreError
+from redis_batches.core.model import Bells
+from redis_batches.runs import report
+from redis_batches.runs.batch import Batch
+from redis_batches.runs.runner import Runner
+from redis_batches.wire.envelope import text
 from tests.properties.inprocess import InProcess, in_process
 
 CALLS = 4
@@ -73,7 +74,7 @@ def backend_down(
     here: InProcess, results: fakeredis.FakeServer | None, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], None]:
     """Takes the result backend down, for longer than anybody tells again."""
-    monkeypatch.setattr("redis_batches.batch.TELL_PATIENCE", 0.0)
+    monkeypatch.setattr("redis_batches.runs.batch.TELL_PATIENCE", 0.0)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise ConnectionRefusedError("the result backend is down")
@@ -181,7 +182,7 @@ def test_results_told_together_are_told_again_until_the_backend_is_back(
     results = fakeredis.FakeServer()
     pauses = iter([False, False, True])
     monkeypatch.setattr(
-        "redis_batches.batch.sleep", lambda _: setattr(results, "connected", next(pauses))
+        "redis_batches.runs.batch.sleep", lambda _: setattr(results, "connected", next(pauses))
     )
     ran: list[int] = []
 
@@ -216,8 +217,8 @@ def test_a_run_that_dies_after_it_told_together_leaves_nothing_to_run(
         store = here.task.inspector._store
         (group,) = store.groups()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("redis_batches.lease.Lease.ack", die)
-            patch.setattr("redis_batches.lease.Lease.release", die)
+            patch.setattr("redis_batches.buffer.lease.Lease.ack", die)
+            patch.setattr("redis_batches.buffer.lease.Lease.release", die)
             with pytest.raises(KeyboardInterrupt):
                 here.answer()
         assert [result.state for result in called] == ["SUCCESS"] * CALLS
@@ -319,7 +320,7 @@ def test_a_step_that_runs_twice_sends_the_next_one_once() -> None:
     with in_process(returns_more, 1, results=fakeredis.FakeServer()) as here:
         last = chain(here.task.s(1), here.task.s()).apply_async()
         (group,) = here.task.inspector._store.groups()
-        answer_and_die(here, completion, "tell_success")
+        answer_and_die(here, report, "tell_success")
         assert here.task.stats()["waiting"] == 1
         answer_until_acked(here, group, 2)
 
@@ -345,7 +346,7 @@ def test_a_lease_that_ends_while_the_next_step_is_sent_tells_nothing() -> None:
 
         first = here.task.apply_async((1,), chain=[here.task.s()])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(completion, "go_on", go_on)
+            patch.setattr(report, "go_on", go_on)
             with pytest.raises(LeaseLost):
                 here.answer()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from redis_batches.errors import LeaseLost
-from redis_batches.lease import Lease
-from redis_batches.model import Claimed, Idle, Outcome, Status, Trigger, Verb
+from redis_batches.buffer.lease import Lease
+from redis_batches.core.errors import LeaseLost
+from redis_batches.core.model import Claimed, Idle, Outcome, Status, Trigger, Verb
 from tests.properties.state import ensure
 from tests.properties.world import GROUPS, LEASE, SECOND, Call, Doorbell, World
 

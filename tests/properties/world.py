@@ -12,10 +12,10 @@ from typing import Any
 
 import redis
 
-from redis_batches.config import Settings
-from redis_batches.model import Bells, Group, Outgoing, Trigger
-from redis_batches.scripts import load_scripts
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Bells, Group, Outgoing, Trigger
+from redis_batches.core.settings import Settings
+from redis_batches.driver.scripts import load_scripts
 from tests.properties.state import Seen, State, ensure
 
 SECOND, HOUR = 1000, 3_600_000

@@ -13,7 +13,7 @@ from benchmarks.picture import Bar, bars_of, draw
 from benchmarks.report import as_json, markdown
 from benchmarks.side import Run
 from benchmarks.values import Column, Row, Values
-from redis_batches.connection import connect
+from redis_batches.driver.connection import connect
 
 RATE, SIZE = Row("calls", "calls/s"), Row("memory", "B", less_is_better=True)
 LATE = Row("late", "ms", less_is_better=True, has_ratio=False)

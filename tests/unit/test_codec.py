@@ -19,7 +19,8 @@ from kombu.exceptions import EncodeError
 from kombu.serialization import registry  # type: ignore[attr-defined]
 from kombu.utils.json import loads
 
-from redis_batches.codec import (
+from redis_batches.core.errors import BatchesError
+from redis_batches.wire.envelope import (
     VERSION,
     CorruptEnvelope,
     Encoder,
@@ -29,7 +30,6 @@ from redis_batches.codec import (
     encode,
     text,
 )
-from redis_batches.errors import BatchesError
 
 PICKLE = "application/x-python-serialize"
 JSON = st.recursive(

@@ -12,12 +12,12 @@ import fakeredis
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from redis_batches.committer import Committed, Committer, Lot
-from redis_batches.config import Settings
-from redis_batches.errors import StoreError
-from redis_batches.model import Group, Outgoing, Pushed, Status, Trigger
-from redis_batches.scripts import Age
-from redis_batches.store import Store
+from redis_batches.buffer.group_commit import Committed, Committer, Lot
+from redis_batches.buffer.store import Store
+from redis_batches.core.errors import StoreError
+from redis_batches.core.model import Group, Outgoing, Pushed, Status, Trigger
+from redis_batches.core.settings import Settings
+from redis_batches.driver.scripts import Age
 from tests.conftest import wait_until
 
 LOT = Lot(Group('{"queue":"a"}'), Trigger(1000, 60_000), None)
@@ -138,8 +138,8 @@ def test_a_script_call_is_bounded_and_for_one_group(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By requests and by bytes; a large one goes alone."""
-    monkeypatch.setattr("redis_batches.committer.PUSH_CHUNK", 3)
-    monkeypatch.setattr("redis_batches.committer.PUSH_BYTES", 100)
+    monkeypatch.setattr("redis_batches.buffer.group_commit.PUSH_CHUNK", 3)
+    monkeypatch.setattr("redis_batches.buffer.group_commit.PUSH_BYTES", 100)
     line.call("a", "b", "c")
     line.call("x", lot=OTHER)
     line.call("d", "e")
@@ -207,7 +207,7 @@ def test_an_interrupted_leader_strands_nobody(line: Line, kind: type[BaseExcepti
 
 def test_a_leader_that_vanishes_is_replaced(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if a signal broke into its leaving."""
-    monkeypatch.setattr("redis_batches.committer.LOOK_AGAIN", 0.05)
+    monkeypatch.setattr("redis_batches.buffer.group_commit.LOOK_AGAIN", 0.05)
     leave, left = line.committer._leave, []
 
     def broken(ticket: Any) -> None:
@@ -226,7 +226,7 @@ def test_a_leader_that_vanishes_is_replaced(line: Line, monkeypatch: pytest.Monk
 
 def test_an_interrupted_follower_is_not_sent(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its caller was told that it failed."""
-    monkeypatch.setattr("redis_batches.committer.LOOK_AGAIN", 0.05)
+    monkeypatch.setattr("redis_batches.buffer.group_commit.LOOK_AGAIN", 0.05)
     line.call("a", "b", "c", "d")
     ident = ctypes.c_ulong(line.threads[2].ident or 0)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SoftTimeLimitExceeded))

@@ -8,10 +8,17 @@ import tracemalloc
 import pytest
 from kombu.compression import compress, encoders, register
 
-from redis_batches import compression
-from redis_batches.codec import VERSION, CorruptEnvelope, Envelope, decode, encode, held_size
-from redis_batches.compression import inflate
-from redis_batches.errors import PayloadTooLarge
+from redis_batches.core.errors import PayloadTooLarge
+from redis_batches.wire import compression
+from redis_batches.wire.compression import inflate
+from redis_batches.wire.envelope import (
+    VERSION,
+    CorruptEnvelope,
+    Envelope,
+    decode,
+    encode,
+    held_size,
+)
 
 METHODS = [method for method in encoders() if "brotli" not in method]
 LARGE = Envelope({}, (("x" * 1_000_000,), {}, None))

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redis_batches.config import (
+from redis_batches.core.errors import BatchesError, InvalidTaskId, OptionError
+from redis_batches.core.model import Trigger
+from redis_batches.core.settings import (
     HEARTBEATS_PER_LEASE,
     Settings,
     check_function,
@@ -22,8 +24,6 @@ from redis_batches.config import (
     check_task_id,
     make_trigger,
 )
-from redis_batches.errors import BatchesError, InvalidTaskId, OptionError
-from redis_batches.model import Trigger
 
 WEEK = 7 * 24 * 3600
 NO_NUMBERS = [None, True, "1", b"1", [], {}, Decimal(1), 1j]

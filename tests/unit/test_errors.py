@@ -9,7 +9,8 @@ import pytest
 from celery import Celery
 
 import redis_batches
-from redis_batches import codec, errors
+from redis_batches.core import errors
+from redis_batches.wire import envelope
 
 #: Objects that neither pickle nor JSON takes.
 ODD: Any = [lambda: None]
@@ -40,8 +41,8 @@ MADE: list[errors.BatchesError] = [
     errors.ResultCountError("shop.click", 3, 4),
     errors.ResultKeyError("shop.click", ("a", 1)),
     errors.ResultTypeError("shop.click", ODD),
-    codec.UnknownEnvelope("why"),
-    codec.CorruptEnvelope("why"),
+    envelope.UnknownEnvelope("why"),
+    envelope.CorruptEnvelope("why"),
 ]
 
 

@@ -13,7 +13,7 @@ from celery import Celery, Task, signals
 from kombu import Exchange, Queue
 
 from redis_batches import BacklogFull, Batches, UnusableCall, batched_task
-from redis_batches.runtime import runtime_of
+from redis_batches.app.state import runtime_of
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=timezone.utc)
 ARGS, KWARGS = ("é", 1, None, [1.5], {"a": b"bytes"}), {"when": NOW, "n": 2**60}
@@ -35,7 +35,7 @@ def task(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(app, "now", lambda: NOW)
     # One server, whichever client a call takes.
     server = fakeredis.FakeServer()
-    connect = "redis_batches.runtime.connect"
+    connect = "redis_batches.app.state.connect"
     monkeypatch.setattr(connect, lambda *_: fakeredis.FakeRedis(server=server))
 
     batched_task(1, 60, app=app, name="click")(function)
@@ -337,7 +337,7 @@ def test_a_generator_of_any_length_is_streamed_in_order(task: Any) -> None:
 
 def test_a_script_call_takes_at_most_8_mb(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest goes with the next."""
-    monkeypatch.setattr("redis_batches.bulk.PUSH_BYTES", 1000)
+    monkeypatch.setattr("redis_batches.calls.bulk.PUSH_BYTES", 1000)
     sizes = []
     store = runtime_of(task.app).store("click")
     push = store.push

@@ -8,10 +8,10 @@ import sys
 import fakeredis
 import pytest
 
-from redis_batches.config import Settings
-from redis_batches.heartbeat import Heartbeat
-from redis_batches.lease import Lease
-from redis_batches.store import Store
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.settings import Settings
+from redis_batches.upkeep.heartbeat import Heartbeat
 from tests.conftest import Clock, wait_until
 from tests.lua.steps import GROUP, LEASE_MS, SECOND, TRIGGER, push_and_claim, read
 
@@ -21,7 +21,7 @@ from gevent import monkey
 monkey.patch_all()
 from time import monotonic
 from types import SimpleNamespace
-from redis_batches.heartbeat import Heartbeat
+from redis_batches.upkeep.heartbeat import Heartbeat
 asked = []
 lease = SimpleNamespace(token="t", task="shop.click", lost=False, overdue=False)
 def extend(store):

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from redis_batches.errors import BacklogFull, Unanswered
-from redis_batches.hold import Hold
-from redis_batches.model import Group
-from redis_batches.outage import Quiet
+from redis_batches.core.errors import BacklogFull, Unanswered
+from redis_batches.core.model import Group
+from redis_batches.core.outage import Quiet
+from redis_batches.worker.unstored import Hold
 
 
 class Consumer:

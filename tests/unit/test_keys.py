@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from redis_batches import keys as keys_module
-from redis_batches.keys import Keys, NamespaceKeys
-from redis_batches.scripts import load_scripts
+from redis_batches.driver import keys as keys_module
+from redis_batches.driver.keys import Keys, NamespaceKeys
+from redis_batches.driver.scripts import load_scripts
 
 NAMES = st.text(min_size=1, max_size=20).filter(str.isprintable)
 SHARED = {"tasks", "beat"}

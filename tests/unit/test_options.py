@@ -20,8 +20,8 @@ from redis_batches import (
     UnusableCall,
     batched_task,
 )
-from redis_batches.address import address_of
-from redis_batches.runtime import runtime_of
+from redis_batches.app.address import address_of
+from redis_batches.app.state import runtime_of
 
 
 def function(requests: list[Any]) -> None:

@@ -6,13 +6,13 @@ from contextlib import suppress
 
 import pytest
 
-from redis_batches.config import Settings
-from redis_batches.connection import connect
-from redis_batches.driver import guard
-from redis_batches.errors import StoreError, Unanswered
-from redis_batches.outage import Breaker, Quiet
-from redis_batches.refusal import passes_by_itself
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
+from redis_batches.core.errors import StoreError, Unanswered
+from redis_batches.core.outage import Breaker, Quiet
+from redis_batches.core.settings import Settings
+from redis_batches.driver.client import guard
+from redis_batches.driver.connection import connect
+from redis_batches.driver.server_errors import passes_by_itself
 
 
 class Time:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from redis_batches.pacing import PHASES, PacedSweeper
+from redis_batches.upkeep.schedule import PHASES, PacedSweeper
 
 
 class Tasks:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redis_batches.printable import MOST, printable
-from redis_batches.request import SimpleRequest
+from redis_batches.core.printable import MOST, printable
+from redis_batches.runs.request import SimpleRequest
 from tests.properties.inprocess import in_process
 
 

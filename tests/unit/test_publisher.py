@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from redis_batches.errors import Unanswered
-from redis_batches.publisher import PATIENCE, Publisher
+from redis_batches.app.publisher import PATIENCE, Publisher
+from redis_batches.core.errors import Unanswered
 
 
 class Line:

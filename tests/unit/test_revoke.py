@@ -12,11 +12,12 @@ from celery.exceptions import Ignore
 from celery.worker import state as worker_state
 from celery.worker.control import Panel
 
-from redis_batches import SimpleRequest, batched_task, remote
-from redis_batches.codec import Envelope, encode, read_headers
-from redis_batches.config import REVOKED_WINDOW_MS
-from redis_batches.errors import StoreError
-from redis_batches.store import Store
+from redis_batches import SimpleRequest, batched_task
+from redis_batches.buffer.store import Store
+from redis_batches.core.errors import StoreError
+from redis_batches.core.settings import REVOKED_WINDOW_MS
+from redis_batches.wire.envelope import Envelope, encode, read_headers
+from redis_batches.worker import control
 from tests.properties.inprocess import InProcess, in_process
 
 
@@ -56,7 +57,7 @@ def worker(here: InProcess, monkeypatch: pytest.MonkeyPatch) -> Worker:
     """A worker of the app, whose commands are those of this package."""
     monkeypatch.setattr(Panel, "data", dict(Panel.data))
     made = Worker(here.task.app)
-    remote.RevokeStep(made)
+    control.RevokeStep(made)
     return made
 
 
@@ -91,7 +92,7 @@ def test_what_cannot_be_told_is_not_undone(
     here: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The result backend is down: the request waits, and whoever claims it tells."""
-    monkeypatch.setattr("redis_batches.revoke.TELL_PATIENCE", 0.0)
+    monkeypatch.setattr("redis_batches.operate.revoke.TELL_PATIENCE", 0.0)
     result = here.task.delay()
     with monkeypatch.context() as down:
         down.setattr(here.task.backend, "store_result", refuse)
@@ -278,7 +279,7 @@ def test_odd_stamps_stop_no_search(here: InProcess, name: str, odd: Any) -> None
 def test_the_commands_are_put_in_front_once(worker: Worker) -> None:
     """A worker makes its steps anew at each connection."""
     before = dict(Panel.data)
-    remote.RevokeStep(worker)
+    control.RevokeStep(worker)
 
     assert Panel.data == before
 

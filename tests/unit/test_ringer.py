@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from redis_batches import ringer as module
-from redis_batches.model import Bells
-from redis_batches.ringer import MOST_BELLS, Cause, Ringer
+from redis_batches.app import ringer as module
+from redis_batches.app.ringer import MOST_BELLS, Cause, Ringer
+from redis_batches.core.model import Bells
 
 
 class Belfry:

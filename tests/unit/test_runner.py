@@ -21,12 +21,12 @@ from celery.exceptions import (
 )
 
 from redis_batches import LeaseLost, OptionError, SimpleRequest
-from redis_batches.doorbell import MARKER, new_token
-from redis_batches.errors import BatchesError, StoreError
-from redis_batches.lease import Lease
-from redis_batches.runner import RUNNING, Runner
-from redis_batches.sweeper import Served, Sweeper
-from redis_batches.worker import batch_tasks, take_back
+from redis_batches.app.doorbell import MARKER, new_token
+from redis_batches.buffer.lease import Lease
+from redis_batches.core.errors import BatchesError, StoreError
+from redis_batches.runs.runner import RUNNING, Runner
+from redis_batches.upkeep.sweeper import Served, Sweeper
+from redis_batches.worker.steps import batch_tasks, take_back
 from tests.conftest import Clock
 from tests.properties.inprocess import InProcess, in_process
 
@@ -111,7 +111,7 @@ def test_what_an_earlier_run_told_is_not_told_again(clock: Clock) -> None:
         use(here, clock)
         results = [here.task.delay(number) for number in range(2)]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("redis_batches.lease.Lease.ack", _die)
+            patch.setattr("redis_batches.buffer.lease.Lease.ack", _die)
             with pytest.raises(KeyboardInterrupt):
                 here.answer()
         assert [result.state for result in results] == [states.SUCCESS] * 2
@@ -147,7 +147,7 @@ def test_at_most_once_holds_when_the_outcome_cannot_be_told(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The function does not run again; its requests fail when the lease has ended."""
-    monkeypatch.setattr("redis_batches.batch.TELL_PATIENCE", 0.0)
+    monkeypatch.setattr("redis_batches.runs.batch.TELL_PATIENCE", 0.0)
     runs: list[int] = []
 
     def function(requests: list[SimpleRequest]) -> list[int]:
@@ -175,7 +175,7 @@ def test_an_outcome_is_told_again_while_the_backend_is_down(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The function ran once, and its result arrives."""
-    monkeypatch.setattr("redis_batches.batch.sleep", lambda _: None)
+    monkeypatch.setattr("redis_batches.runs.batch.sleep", lambda _: None)
     runs: list[int] = []
 
     def function(requests: list[SimpleRequest]) -> list[int]:

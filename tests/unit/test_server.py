@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from redis_batches.embedded import EmbeddedServer
-from redis_batches.errors import UnsupportedServer
-from redis_batches.server import check_server
+from redis_batches.core.errors import UnsupportedServer
+from redis_batches.driver.preflight import check_server
+from redis_batches.testing.server import EmbeddedServer
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from redis_batches.threads import Unforked
+from redis_batches.upkeep.threads import Unforked
 
 #: Whether a thread of `threads` runs while the only greenlet does not yield.
 PROGRAM = """
 import {library}
 {patch}
-from redis_batches import threads
+from redis_batches.upkeep import threads
 import time
 ran = []
 def run():

@@ -9,11 +9,11 @@ import pytest
 from celery import Celery
 
 from redis_batches import SimpleRequest, batched_task
-from redis_batches.keys import NamespaceKeys
-from redis_batches.model import Swept, Trigger
-from redis_batches.runtime import runtime_of
-from redis_batches.store import Store
-from redis_batches.worker import Sweeping, paced_sweeper
+from redis_batches.app.state import runtime_of
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Swept, Trigger
+from redis_batches.driver.keys import NamespaceKeys
+from redis_batches.worker.steps import Sweeping, paced_sweeper
 from tests.conftest import wait_until
 
 
@@ -35,7 +35,7 @@ def test_a_worker_sweeps_each_task_at_its_own_pace(
         return Swept(None, (), (), ())
 
     monkeypatch.setattr(Store, "sweep", sweep)
-    monkeypatch.setattr("redis_batches.worker.monotonic", lambda: now)
+    monkeypatch.setattr("redis_batches.worker.steps.monotonic", lambda: now)
     sweeper = paced_sweeper(app, "here")
     while now < 10:
         now += sweeper.tick()
@@ -72,7 +72,7 @@ def test_beat_sweeps_although_one_entry_of_the_registry_is_odd(
     """Every other task of the namespace is swept."""
     server = fakeredis.FakeServer()
     monkeypatch.setattr(
-        "redis_batches.runtime.connect", lambda *_: fakeredis.FakeRedis(server=server)
+        "redis_batches.app.state.connect", lambda *_: fakeredis.FakeRedis(server=server)
     )
     batched_task(app=app, name="sound", flush_every=9, flush_interval=1)(count)
     app.finalize()

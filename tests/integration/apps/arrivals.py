@@ -12,7 +12,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from redis_batches import SimpleRequest, batched_task
-from redis_batches.store import Store
+from redis_batches.buffer.store import Store
 from tests.integration.ledger import record
 
 app = Celery(

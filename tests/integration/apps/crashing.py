@@ -12,10 +12,11 @@ from typing import Any
 from celery import Celery
 from celery.backends.redis import RedisBackend
 
-from redis_batches import SimpleRequest, batched_task, completion
-from redis_batches.batch import Batch
-from redis_batches.lease import Lease
-from redis_batches.runner import Runner
+from redis_batches import SimpleRequest, batched_task
+from redis_batches.buffer.lease import Lease
+from redis_batches.runs import report
+from redis_batches.runs.batch import Batch
+from redis_batches.runs.runner import Runner
 from tests.integration.ledger import record
 
 app = Celery(
@@ -62,7 +63,7 @@ def _dies_first(owner: Any, name: str) -> None:
 
 #: By where in the life of a batch it happens.
 POINTS = {
-    "gone on": (completion, "tell_success"),
+    "gone on": (report, "tell_success"),
     "stored": (RedisBackend, "on_chord_part_return"),
     "claimed": (Runner, "_open"),
     "running": (Batch, "succeed"),

@@ -11,7 +11,7 @@ from celery import Celery  # noqa: E402
 from gevent.event import Event  # noqa: E402
 
 from redis_batches import batched_task  # noqa: E402
-from redis_batches.runtime import runtime_of  # noqa: E402
+from redis_batches.app.state import runtime_of  # noqa: E402
 
 app = Celery("calls", broker=sys.argv[1], backend=sys.argv[1])
 app.conf.redis_batches_namespace = sys.argv[2]

@@ -12,8 +12,8 @@ from typing import Any
 from celery import Celery
 
 from redis_batches import SimpleRequest, batched_task
-from redis_batches.lease import Lease
-from redis_batches.store import Store
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
 from tests.integration.ledger import record
 
 app = Celery(

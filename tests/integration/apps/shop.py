@@ -9,7 +9,8 @@ from typing import Any
 
 from celery import Celery
 
-from redis_batches import Batches, SimpleRequest, batched_task, doorbell
+from redis_batches import Batches, SimpleRequest, batched_task
+from redis_batches.app import doorbell
 from tests.integration.ledger import record
 
 app = Celery(

@@ -1,0 +1,1 @@
+"""What one app and process share."""

@@ -1,0 +1,1 @@
+"""A task's requests in Redis, one verb per script."""

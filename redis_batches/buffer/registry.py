@@ -1,0 +1,93 @@
+"""What the tasks of a namespace share: who exists, and whether beat's sweeps are answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from logging import getLogger
+from typing import Any
+
+import redis
+
+from redis_batches.buffer.store import Clock, server_time
+from redis_batches.core.model import Trigger
+from redis_batches.core.outage import Quiet
+from redis_batches.core.settings import MAX_FLUSH_EVERY, MAX_FLUSH_INTERVAL
+from redis_batches.driver.keys import NamespaceKeys
+from redis_batches.driver.scripts import load_scripts
+from redis_batches.driver.server_errors import translated
+
+logger = getLogger(__name__)
+#: For what is read at each sweep.
+QUIET = Quiet()
+
+
+class Registry:
+    """The tasks of a namespace, as the workers that serve them wrote them down.
+
+    Args:
+        client: A connection to Redis.
+        namespace: The namespace.
+        clock: Returns the time in ms as text, or "" for the server's.
+    """
+
+    def __init__(self, client: redis.Redis, namespace: str, clock: Clock = server_time) -> None:
+        self._client = client
+        self._clock = clock
+        self._keys = NamespaceKeys(namespace)
+
+    def write(self, triggers: Mapping[str, Trigger]) -> None:
+        """Notes tasks, by their names, with when a batch of each is due."""
+        with translated("register the tasks"):
+            written: dict[Any, Any] = {
+                task: json.dumps(
+                    {"flush_every": trigger.flush_every, "interval_ms": trigger.interval_ms},
+                    sort_keys=True,
+                )
+                for task, trigger in triggers.items()
+            }
+            if written:
+                self._client.hset(self._keys.resolve("tasks"), mapping=written)
+
+    def read(self) -> dict[str, Trigger]:
+        """Returns each task with when a batch is due; one that cannot be read is left out."""
+        key = self._keys.resolve("tasks")
+        with translated("list the tasks"):
+            found: dict[Any, Any] = self._client.hgetall(key)
+        read = {}
+        for name, options in found.items():
+            try:
+                read[name.decode()] = _trigger(json.loads(options))
+            except (ValueError, TypeError, KeyError, RecursionError) as exc:
+                if QUIET.may_say(repr(name)):
+                    logger.error(
+                        "the task %.200r in %s of Redis cannot be read, and is not swept by beat: "
+                        "%r; HDEL it there if no worker serves it, else restart a worker that does",
+                        name,
+                        key,
+                        exc,
+                    )
+        return read
+
+    def knock(self) -> bool:
+        """Returns whether beat may send a sweep message; not while one waits for a worker."""
+        return self._knock(opened=False) == "send"
+
+    def open(self) -> None:
+        """Notes that a worker runs a sweep message."""
+        self._knock(opened=True)
+
+    def _knock(self, *, opened: bool) -> str:
+        script = load_scripts()["knock"]
+        reply = script(self._client, self._keys, now_ms=self._clock(), opened=int(opened))
+        return str(reply[0])
+
+
+def _trigger(options: Any) -> Trigger:
+    """Returns what a worker wrote, or raises what shows that none did."""
+    flush_every, interval_ms = options["flush_every"], options["interval_ms"]
+    ranges = ((flush_every, 1, MAX_FLUSH_EVERY), (interval_ms, 0, MAX_FLUSH_INTERVAL * 1000))
+    for value, least, most in ranges:
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"{value!r:.100} is not an int of {least} to {most}")
+    return Trigger(flush_every, interval_ms)

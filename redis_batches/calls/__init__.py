@@ -1,0 +1,1 @@
+"""From `delay()` to a stored request."""

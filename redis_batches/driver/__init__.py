@@ -1,0 +1,1 @@
+"""One Redis server: connecting, scripts, keys, and what it refuses."""

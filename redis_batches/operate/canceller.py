@@ -1,0 +1,126 @@
+"""Takes requests of one task out, by their ids or stamps, wherever they wait."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from hashlib import blake2b
+from typing import Any, TypeAlias
+
+from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
+from redis_batches.core.model import Place, Trigger
+from redis_batches.driver.scripts import CANCEL_CHUNK, chunked
+from redis_batches.driver.server_errors import translated
+from redis_batches.wire.envelope import read_headers, text
+
+_ByGroup: TypeAlias = dict[str, list[str]]
+
+#: Requests that one step of a search reads.
+PAGE = 500
+#: Looks for a request that its own batch moves from one group to another meanwhile.
+MAX_ROUNDS = 5
+
+
+class Canceller:
+    """Cancels requests of one task.
+
+    Args:
+        store: The task's store.
+        trigger: When a batch of the task is due.
+        discard: Settles what a cancel leased; it may fail, and the lease then ends by itself.
+    """
+
+    def __init__(self, store: Store, trigger: Trigger, discard: Callable[[Lease], None]) -> None:
+        self._store = store
+        self._trigger = trigger
+        self._discard = discard
+
+    def cancel(self, ids: Iterable[str]) -> dict[str, Place]:
+        """Takes out what waits or is delayed, and marks what runs; returns where each was.
+
+        Raises:
+            StoreError: Redis could not be reached, or refused.
+        """
+        places: dict[str, Place] = {}
+        for chunk in chunked(dict.fromkeys(ids), CANCEL_CHUNK):
+            wanted: _ByGroup = {"": chunk}
+            for _ in range(MAX_ROUNDS):
+                wanted = self._round(wanted, places)
+                if not wanted:
+                    break
+        return places
+
+    def _round(
+        self, wanted: dict[str, list[str]], places: dict[str, Place]
+    ) -> dict[str, list[str]]:
+        """Asks once per group; returns what waits in another one than was thought."""
+        elsewhere: _ByGroup = {}
+        for group, ids in wanted.items():
+            lease, found = self._store.cancel(group, ids, self._trigger)
+            for each in found:
+                places[each.id] = each.place
+                if each.place is Place.ELSEWHERE:
+                    elsewhere.setdefault(each.group, []).append(each.id)
+            if lease is not None:
+                self._discard(lease)
+        return elsewhere
+
+    def cancel_stamped(self, stamps: Mapping[str, Any]) -> Iterator[dict[str, Place]]:
+        """Cancels what has one of some stamps, step by step.
+
+        The stamps are remembered as ids are, so that a call that is made later with one of them is
+        revoked by whoever claims it. Then it reads every stored request of the task once, so it
+        takes time and bandwidth in proportion to the backlog; each step reads some 500 requests.
+
+        Args:
+            stamps: A value, or several, by the name of the stamp.
+
+        Yields:
+            Where the matching requests of a step were.
+        """
+        for chunk in chunked(stamp_keys(stamps), CANCEL_CHUNK):
+            # No request has such an id: it is remembered, and no more.
+            self._store.cancel("", list(dict.fromkeys(chunk)), self._trigger)
+        key, cursor, client = self._store.keys.resolve("items"), 0, self._store.client
+        while True:
+            with translated("look for stamps"):
+                reply: Any = client.hscan(key, cursor, count=PAGE)
+            cursor, values = reply
+            yield self.cancel(text(name) for name, value in values.items() if _has(value, stamps))
+            if not cursor:
+                return
+
+
+def stamp_keys(stamps: Mapping[str, Any]) -> Iterator[str]:
+    """Yields how stamps are remembered among revoked ids; no call can have such an id.
+
+    Args:
+        stamps: A value, or several, by the name of the stamp.
+    """
+    for name, values in stamps.items():
+        for value in _listed(values):
+            told = json.dumps([name, value], sort_keys=True, default=str)
+            yield f"={blake2b(told.encode(), digest_size=16).hexdigest()}"
+
+
+def _has(value: bytes, wanted: Mapping[str, Any]) -> bool:
+    """Whether a stored request has one of the stamps, by the rule of Celery's workers."""
+    headers = read_headers(value.split(b":", 3)[-1])
+    stamps, names = headers.get("stamps"), headers.get("stamped_headers")
+    # Whatever its sender wrote there; what no call has is no stamp.
+    if not isinstance(stamps, dict) or not isinstance(names, list):
+        return False
+    return any(
+        stamp in _listed(wanted[name])
+        for name in names
+        if isinstance(name, str) and name in wanted
+        for stamp in _listed(stamps.get(name))
+    )
+
+
+def _listed(values: Any) -> Iterable[Any]:
+    if values is None:
+        return ()
+    # A set would take no value that cannot be hashed.
+    return list(values) if isinstance(values, (list, tuple, set)) else [values]

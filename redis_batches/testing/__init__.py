@@ -1,0 +1,1 @@
+"""For tests: a private server, and processes that end with the test."""

@@ -1,0 +1,1 @@
+"""What a worker's main process does besides running batches."""

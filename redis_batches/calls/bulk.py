@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from celery.backends.rpc import RPCBackend
 from kombu.exceptions import EncodeError
 
+from redis_batches.app.backends import needs_no_word
 from redis_batches.app.doorbell import ring
 from redis_batches.app.state import runtime_of
-from redis_batches.calls.result import needs_no_word
 from redis_batches.calls.send import producer_of, push
 from redis_batches.calls.template import Template, is_plain, somebody_listens
+from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import (
     BacklogFull,
     BatchesError,
@@ -24,9 +25,6 @@ from redis_batches.core.errors import (
 )
 from redis_batches.core.model import Outgoing, Status
 from redis_batches.driver.scripts import PUSH_BYTES, PUSH_CHUNK
-
-if TYPE_CHECKING:
-    from redis_batches.task.batches import Batches
 
 Pair: TypeAlias = tuple[Any, Any]
 
@@ -64,7 +62,7 @@ class Bulk:
         OptionError: An option cannot hold for all.
     """
 
-    def __init__(self, task: Batches, options: dict[str, Any]) -> None:
+    def __init__(self, task: BatchTask, options: dict[str, Any]) -> None:
         for name in _OWN:
             if options.get(name) is not None:
                 raise OptionError(name, options[name], "left out: it belongs to one call, not many")

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from celery import Celery, Task
 from celery._state import get_current_task
 
+from redis_batches.app.backends import needs_no_word
 from redis_batches.buffer.group_commit import Committed
-from redis_batches.calls.result import needs_no_word
 from redis_batches.calls.send import committing, finish
 from redis_batches.calls.template import Template, is_plain, somebody_listens
+from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.model import Outgoing
-
-if TYPE_CHECKING:
-    from redis_batches.task.batches import Batches
 
 
 class Way(NamedTuple):
@@ -38,7 +36,7 @@ class Way(NamedTuple):
 class FastPath:
     """The fast path of one task."""
 
-    def __init__(self, task: Batches) -> None:
+    def __init__(self, task: BatchTask) -> None:
         self._task = task
         #: What the way was made of, and the way; None: Celery's own path must be gone.
         self._kept: tuple[Any, Way | None] = (None, None)

@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from celery import result as celery_result
 from celery.app import app_or_default
-from celery.backends.base import Backend
-from celery.backends.redis import RedisBackend
 from celery.result import AsyncResult
 from vine import barrier, promise
+
+from redis_batches.app.backends import is_watched, listens_late
 
 if TYPE_CHECKING:
     _Base = AsyncResult[Any]
 else:
     # Celery 5.5 cannot subscript it.
     _Base = AsyncResult
-
-WATCHED = "_redis_batches_watched"
 
 
 class LateBarrier(barrier):
@@ -94,18 +92,3 @@ class LateResult(_Base):
         if listens_late(self.backend) and not self.ignored:
             self._get_task_meta()  # type: ignore[attr-defined]
         return promise
-
-
-def is_watched(backend: Any) -> bool:
-    """Whether a backend instance knows batch tasks; see `redis_batches.runs.mark_as`."""
-    return bool(getattr(backend, WATCHED, False))
-
-
-def listens_late(backend: Any) -> bool:
-    """Whether a backend subscribes at each call, which can wait for the first wait."""
-    return bool(type(backend).on_task_call is RedisBackend.on_task_call)
-
-
-def needs_no_word(backend: Any) -> bool:
-    """Whether a backend need not be told of a call: the rpc backend declares its queue."""
-    return listens_late(backend) or type(backend).on_task_call is Backend.on_task_call

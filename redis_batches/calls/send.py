@@ -11,7 +11,7 @@ from functools import partial
 from hashlib import blake2b
 from itertools import count
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from celery.backends.rpc import RPCBackend
@@ -24,6 +24,7 @@ from redis_batches.app import chords
 from redis_batches.app.doorbell import ring
 from redis_batches.app.state import runtime_of
 from redis_batches.buffer.group_commit import Committed, Lot
+from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import (
     BacklogFull,
     DuplicateTaskId,
@@ -39,9 +40,6 @@ from redis_batches.driver.server_errors import passes_by_itself
 from redis_batches.wire import protocol
 from redis_batches.wire.envelope import Envelope, encode, held_size
 from redis_batches.wire.options import PublishRetry, check_routed
-
-if TYPE_CHECKING:
-    from redis_batches.task.batches import Batches
 
 logger = get_logger(__name__)
 
@@ -90,8 +88,11 @@ class Hop:
         router: Routes the call instead of the app's router.
     """
 
+    #: Tells it from a real producer.
+    stands_in = True
+
     def __init__(
-        self, task: Batches, *, nonce: str, keep_reprs: bool, producer: Any, router: Any = None
+        self, task: BatchTask, *, nonce: str, keep_reprs: bool, producer: Any, router: Any = None
     ) -> None:
         self._task = task
         self._app: Any = task.app
@@ -219,7 +220,7 @@ def nonce_of(task_id: str | None, options: Mapping[str, Any]) -> str:
 
 
 def push(
-    task: Batches,
+    task: BatchTask,
     group: Group,
     requests: Sequence[Outgoing],
     retry: PublishRetry | None,
@@ -279,7 +280,7 @@ def producer_of(app: Any, options: Mapping[str, Any]) -> Any:
 
 
 def committing(
-    task: Batches, group: Group, priority: int | None
+    task: BatchTask, group: Group, priority: int | None
 ) -> Callable[[Outgoing], Committed]:
     """Returns what stores a request, together with what other threads call meanwhile.
 
@@ -290,7 +291,7 @@ def committing(
 
 
 def finish(
-    task: Batches, task_id: str, done: Committed, priority: int | None, producer: Any = None
+    task: BatchTask, task_id: str, done: Committed, priority: int | None, producer: Any = None
 ) -> None:
     """Rings if that is this caller's part, and raises what became of its request."""
     if done.bells is not None and done.bells.count:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import Task, signals
 from celery.app.amqp import AMQP
@@ -14,12 +14,10 @@ from kombu.utils.uuid import uuid
 
 from redis_batches.app.state import runtime_of
 from redis_batches.calls.send import Hop, Made
+from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.model import Outgoing
 from redis_batches.wire.envelope import Encoder, held_size
 from redis_batches.wire.options import check_call
-
-if TYPE_CHECKING:
-    from redis_batches.task.batches import Batches
 
 _BEFORE, _AFTER, _SENT = (
     signals.before_task_publish,
@@ -57,15 +55,17 @@ class Template:
 
     def __init__(
         self,
-        task: Batches,
+        task: BatchTask,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: dict[str, Any],
     ) -> None:
         check_call(task, options)
+        # Celery's own, whatever the task's class makes of it.
+        celery_call: Any = Task.apply_async
         sample = _Sample(task, nonce="", keep_reprs=False, producer=None)
         options = {**options, "producer": sample, "router": sample, "add_to_parent": False}
-        self._ignored = Task.apply_async(task, args, kwargs, uuid(), **options).ignored
+        self._ignored = celery_call(task, args, kwargs, uuid(), **options).ignored
         made = sample.made
         self.group, self.priority, self._eta_ms = made.group, made.priority, made.eta_ms
         self.retry = sample.retry
@@ -114,7 +114,7 @@ def somebody_listens() -> bool:
     return bool(_BEFORE.receivers or _AFTER.receivers or _SENT.receivers)
 
 
-def is_plain(task: Batches) -> bool:
+def is_plain(task: BatchTask) -> bool:
     """Whether only Celery's own code decides what becomes of a call, whatever its arguments."""
     app: Any = task.app
     conf, amqp = app.conf, app.amqp
@@ -137,7 +137,7 @@ def _is_static(router: Any) -> bool:
     return kind is Router and all(isinstance(route, MapRoute) for route in router.routes)
 
 
-def _definitions(task: Batches, name: str) -> int:
+def _definitions(task: BatchTask, name: str) -> int:
     return sum(name in vars(cls) for cls in type(task).__mro__) + (name in vars(task))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from hashlib import blake2b
 from typing import Any, TypeAlias
 
 from redis_batches.buffer.lease import Lease
@@ -12,7 +10,8 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.model import Place, Trigger
 from redis_batches.driver.scripts import CANCEL_CHUNK, chunked
 from redis_batches.driver.server_errors import translated
-from redis_batches.wire.envelope import read_headers, text
+from redis_batches.wire.envelope import text
+from redis_batches.wire.stamps import has_stamp, stamp_keys
 
 _ByGroup: TypeAlias = dict[str, list[str]]
 
@@ -87,40 +86,10 @@ class Canceller:
             with translated("look for stamps"):
                 reply: Any = client.hscan(key, cursor, count=PAGE)
             cursor, values = reply
-            yield self.cancel(text(name) for name, value in values.items() if _has(value, stamps))
+            yield self.cancel(
+                text(name)
+                for name, value in values.items()
+                if has_stamp(value.split(b":", 3)[-1], stamps)
+            )
             if not cursor:
                 return
-
-
-def stamp_keys(stamps: Mapping[str, Any]) -> Iterator[str]:
-    """Yields how stamps are remembered among revoked ids; no call can have such an id.
-
-    Args:
-        stamps: A value, or several, by the name of the stamp.
-    """
-    for name, values in stamps.items():
-        for value in _listed(values):
-            told = json.dumps([name, value], sort_keys=True, default=str)
-            yield f"={blake2b(told.encode(), digest_size=16).hexdigest()}"
-
-
-def _has(value: bytes, wanted: Mapping[str, Any]) -> bool:
-    """Whether a stored request has one of the stamps, by the rule of Celery's workers."""
-    headers = read_headers(value.split(b":", 3)[-1])
-    stamps, names = headers.get("stamps"), headers.get("stamped_headers")
-    # Whatever its sender wrote there; what no call has is no stamp.
-    if not isinstance(stamps, dict) or not isinstance(names, list):
-        return False
-    return any(
-        stamp in _listed(wanted[name])
-        for name in names
-        if isinstance(name, str) and name in wanted
-        for stamp in _listed(stamps.get(name))
-    )
-
-
-def _listed(values: Any) -> Iterable[Any]:
-    if values is None:
-        return ()
-    # A set would take no value that cannot be hashed.
-    return list(values) if isinstance(values, (list, tuple, set)) else [values]

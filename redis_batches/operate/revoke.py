@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_logger
@@ -12,18 +12,16 @@ from redis_batches.app.state import runtime_of
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.calls.result import LateResult
+from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.model import Place
 from redis_batches.operate.canceller import Canceller
 from redis_batches.runs.batch import TELL_PATIENCE
 from redis_batches.runs.runner import Runner
 
-if TYPE_CHECKING:
-    from redis_batches.task.batches import Batches
-
 logger = get_logger(__name__)
 
 
-def revoke(task: Batches, ids: Iterable[str], store: Store | None = None) -> dict[str, Place]:
+def revoke(task: BatchTask, ids: Iterable[str], store: Store | None = None) -> dict[str, Place]:
     """Revokes calls of a batch task: those that wait or are delayed end at once, as REVOKED.
 
     Args:
@@ -41,13 +39,13 @@ def revoke(task: Batches, ids: Iterable[str], store: Store | None = None) -> dic
 
 
 def revoke_stamped(
-    task: Batches, stamps: Mapping[str, Any], store: Store | None = None
+    task: BatchTask, stamps: Mapping[str, Any], store: Store | None = None
 ) -> Iterator[dict[str, Place]]:
     """Revokes calls of a batch task by their stamps; see `Canceller.cancel_stamped`."""
     return _canceller(task, store).cancel_stamped(stamps)
 
 
-def _canceller(task: Batches, store: Store | None) -> Canceller:
+def _canceller(task: BatchTask, store: Store | None) -> Canceller:
     runner, patience = Runner(task, store), 0.0 if store else TELL_PATIENCE
 
     def discard(lease: Lease) -> None:

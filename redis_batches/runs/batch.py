@@ -10,13 +10,14 @@ from functools import partial
 from itertools import islice
 from logging import ERROR, INFO
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskRevokedError
 from celery.utils.log import get_logger
 
 from redis_batches.buffer.lease import Lease
+from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import (
     LeaseLost,
     OptionError,
@@ -33,9 +34,6 @@ from redis_batches.runs.request import SimpleRequest
 from redis_batches.runs.states import CHUNK, again
 from redis_batches.wire.envelope import UnknownEnvelope
 from redis_batches.wire.options import check_call, delay_of
-
-if TYPE_CHECKING:
-    from redis_batches.task.batches import Batches
 
 logger = get_logger(__name__)
 _T = TypeVar("_T")
@@ -78,7 +76,7 @@ class Batch:
     """
 
     def __init__(
-        self, task: Batches, requests: Sequence[SimpleRequest], lease: Lease | None
+        self, task: BatchTask, requests: Sequence[SimpleRequest], lease: Lease | None
     ) -> None:
         self.task = task
         self.lease = lease
@@ -696,7 +694,7 @@ class Batch:
             )
 
 
-def _check_retry(task: Batches, options: Mapping[str, Any]) -> None:
+def _check_retry(task: BatchTask, options: Mapping[str, Any]) -> None:
     """Raises OptionError for an option that a retry cannot have."""
     for name in _OF_A_RETRY:
         if name in options:

@@ -17,9 +17,8 @@ from typing import Any
 from celery.app.task import Context
 from celery.exceptions import Retry
 
+from redis_batches.app.backends import WATCHED, is_watched, listens_late
 from redis_batches.app.chords import watch_chords
-from redis_batches.calls.result import WATCHED, is_watched, listens_late
-from redis_batches.calls.send import Hop
 from redis_batches.runs.batch import Batch, running
 from redis_batches.runs.request import SimpleRequest
 
@@ -71,7 +70,7 @@ def _without_batch_tasks(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(original)
     def on_task_call(producer: Any, task_id: str) -> Any:
-        return None if isinstance(producer, Hop) else original(producer, task_id)
+        return None if getattr(producer, "stands_in", False) else original(producer, task_id)
 
     return on_task_call
 

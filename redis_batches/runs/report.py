@@ -22,7 +22,7 @@ from errno import (
 from functools import partial
 from socket import gaierror
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import group, signals, signature, states
 from celery._state import _task_stack  # type: ignore[attr-defined]
@@ -33,6 +33,7 @@ from celery.utils.log import get_logger
 from celery.utils.serialization import get_pickleable_exception
 from kombu.exceptions import EncodeError, OperationalError
 
+from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import BacklogFull, LeaseLost
 from redis_batches.driver.scripts import chunked
 from redis_batches.driver.server_errors import is_from_redis, is_refusal
@@ -40,9 +41,6 @@ from redis_batches.runs.endings import ends_the_run, is_exception, shown
 from redis_batches.runs.request import SimpleRequest
 from redis_batches.runs.states import CHUNK, Confirm, Gathering, again, can_gather, states_of
 from redis_batches.runs.states import store as store_state
-
-if TYPE_CHECKING:
-    from redis_batches.task.batches import Batches
 
 logger = get_logger(__name__)
 
@@ -52,7 +50,7 @@ _HANGS = ("callbacks", "errbacks", "chain", "chord")
 _NETWORK = {EPIPE, ENETDOWN, ENETUNREACH, ENETRESET, EHOSTDOWN, EHOSTUNREACH, ENOTCONN, ETIMEDOUT}
 
 
-def go_on(task: Batches, request: SimpleRequest, value: Any) -> None:
+def go_on(task: BatchTask, request: SimpleRequest, value: Any) -> None:
     """Calls what is linked to a call that succeeded, then the next step of its chain."""
     if request.embed and (request.embed.get("callbacks") or request.embed.get("chain")):
         with as_current(task, request.context):
@@ -60,7 +58,7 @@ def go_on(task: Batches, request: SimpleRequest, value: Any) -> None:
 
 
 def tell_success(
-    task: Batches, request: SimpleRequest, value: Any, confirm: Confirm, *, store: bool
+    task: BatchTask, request: SimpleRequest, value: Any, confirm: Confirm, *, store: bool
 ) -> bool:
     """Stores a result, and counts it as a part of its chord.
 
@@ -85,7 +83,7 @@ def tell_success(
     return store
 
 
-def check_value(task: Batches, value: Any) -> None:
+def check_value(task: BatchTask, value: Any) -> None:
     """Raises EncodeError if a result is one that the result backend cannot write.
 
     Whatever its own code raises, such as a lost connection of a lazy object, is no outage.
@@ -100,7 +98,7 @@ def check_value(task: Batches, value: Any) -> None:
 
 
 def tell_together(
-    task: Batches,
+    task: BatchTask,
     outcomes: Sequence[tuple[SimpleRequest, Any]],
     confirm: Confirm,
     first_try: bool = True,
@@ -150,13 +148,13 @@ def tell_together(
     return told
 
 
-def _are_new(task: Batches, requests: Sequence[SimpleRequest]) -> bool:
+def _are_new(task: BatchTask, requests: Sequence[SimpleRequest]) -> bool:
     """Whether calls have no state yet, as a rule: a store that finds one reads it then."""
     return not task.track_started and all(request.attempt == 1 for request in requests)
 
 
 def _store(
-    task: Batches, call: SimpleRequest, value: Any, state: str, confirm: Confirm, **more: Any
+    task: BatchTask, call: SimpleRequest, value: Any, state: str, confirm: Confirm, **more: Any
 ) -> None:
     """Stores the state of one call; `more` is what `Backend.store_result` takes."""
     unread = _are_new(task, [call])
@@ -177,13 +175,13 @@ def _note(gathering: Gathering, request: SimpleRequest, value: Any, extended: bo
         gathering.note(request.id, value, states.SUCCESS, request=context)
 
 
-def _is_stored(task: Batches, request: SimpleRequest, value: Any, store: bool) -> bool:
+def _is_stored(task: BatchTask, request: SimpleRequest, value: Any, store: bool) -> bool:
     if is_exception(value) and task.store_errors_even_if_ignored:
         return True
     return (store or is_exception(value)) and not ignored(task, request)
 
 
-def tell_revoked(task: Batches, request: SimpleRequest, reason: str, confirm: Confirm) -> bool:
+def tell_revoked(task: BatchTask, request: SimpleRequest, reason: str, confirm: Confirm) -> bool:
     """Tells that a call will not run, as Celery's workers do; a chord that it is a part of fails.
 
     Args:
@@ -213,7 +211,7 @@ def tell_revoked(task: Batches, request: SimpleRequest, reason: str, confirm: Co
     return bool(store)
 
 
-def is_transient(task: Batches, exc: Exception) -> bool:
+def is_transient(task: BatchTask, exc: Exception) -> bool:
     """Whether telling may succeed later: a server is down, or the next step's backlog is full."""
     backend: Any = task.backend
     if isinstance(exc, (ConnectionError, TimeoutError, gaierror, OperationalError, BacklogFull)):
@@ -230,7 +228,7 @@ def is_transient(task: Batches, exc: Exception) -> bool:
     return isinstance(exc, known) or bool(backend.exception_safe_to_retry(exc))
 
 
-def tell_failure(task: Batches, request: SimpleRequest, exc: Exception, confirm: Confirm) -> bool:
+def tell_failure(task: BatchTask, request: SimpleRequest, exc: Exception, confirm: Confirm) -> bool:
     """Stores a failure, fails the rest of the chain and the chord, and calls errbacks.
 
     Args:
@@ -280,7 +278,7 @@ def _steps_after(request: SimpleRequest) -> list[Context] | None:
 
 
 def _fail_together(
-    task: Batches,
+    task: BatchTask,
     contexts: Sequence[Any],
     failure: Any,
     text: str | None,
@@ -295,7 +293,7 @@ def _fail_together(
 
 
 def _with_what_hangs_on_it(
-    task: Batches, request: SimpleRequest, tell: Callable[[Context], None]
+    task: BatchTask, request: SimpleRequest, tell: Callable[[Context], None]
 ) -> None:
     """Tells an outcome, to the caller alone if what hangs on the call cannot be told.
 
@@ -320,7 +318,7 @@ def _with_what_hangs_on_it(
         tell(Context({**vars(request.context), **dict.fromkeys(_HANGS)}))
 
 
-def tell_retry(task: Batches, request: SimpleRequest, reason: Retry, confirm: Confirm) -> bool:
+def tell_retry(task: BatchTask, request: SimpleRequest, reason: Retry, confirm: Confirm) -> bool:
     """Stores that the call will be retried, and why.
 
     Args:
@@ -345,7 +343,7 @@ def tell_retry(task: Batches, request: SimpleRequest, reason: Retry, confirm: Co
     return True
 
 
-def tell_started(task: Batches, requests: Sequence[SimpleRequest], confirm: Confirm) -> None:
+def tell_started(task: BatchTask, requests: Sequence[SimpleRequest], confirm: Confirm) -> None:
     """Stores that calls run, if the task has `track_started`.
 
     Args:
@@ -361,7 +359,7 @@ def tell_started(task: Batches, requests: Sequence[SimpleRequest], confirm: Conf
 
 
 def _tell_started(
-    task: Batches, requests: Sequence[SimpleRequest], confirm: Confirm, first_try: bool
+    task: BatchTask, requests: Sequence[SimpleRequest], confirm: Confirm, first_try: bool
 ) -> None:
     unread = first_try and all(request.attempt == 1 for request in requests)
     ids = [request.id for request in requests]
@@ -373,7 +371,7 @@ def _tell_started(
 
 
 def settled(
-    task: Batches, requests: Sequence[SimpleRequest]
+    task: BatchTask, requests: Sequence[SimpleRequest]
 ) -> list[tuple[SimpleRequest, dict[str, Any]]]:
     """Returns the calls whose final state an earlier run stored, each with what it stored."""
     if not task.backend.persistent:
@@ -386,7 +384,7 @@ def settled(
     return found
 
 
-def tell_rest(task: Batches, request: SimpleRequest, meta: Mapping[str, Any]) -> None:
+def tell_rest(task: BatchTask, request: SimpleRequest, meta: Mapping[str, Any]) -> None:
     """Tells what hangs on a call whose final state an earlier run stored, and then died.
 
     What follows a success was sent before its state was stored. A part of a chord counts once in
@@ -435,7 +433,7 @@ def _is_final(meta: dict[str, Any], request: SimpleRequest) -> bool:
     return (told if told.tzinfo else told.replace(tzinfo=timezone.utc)) >= since
 
 
-def ignored(task: Batches, request: SimpleRequest) -> bool:
+def ignored(task: BatchTask, request: SimpleRequest) -> bool:
     """Whether the result of a call is stored nowhere."""
     if isinstance(task.backend, DisabledBackend):
         return True
@@ -447,7 +445,7 @@ def traceback_of(exc: Exception) -> str | None:
     return "".join(format_exception(exc)) if exc.__traceback__ else None
 
 
-def _go_on(task: Batches, context: Any, value: Any) -> None:
+def _go_on(task: BatchTask, context: Any, value: Any) -> None:
     """Sends what is linked, then the next step of the chain, with a result."""
     app = task.app
     publish = getattr(app.amqp, "_retry_publish", lambda fun, *a, **kw: fun(*a, **kw))
@@ -472,7 +470,7 @@ def _go_on(task: Batches, context: Any, value: Any) -> None:
 
 
 @contextmanager
-def as_current(task: Batches, context: Context) -> Iterator[None]:
+def as_current(task: BatchTask, context: Context) -> Iterator[None]:
     """Makes a call the current request, so that what it sends becomes its child."""
     _task_stack.push(task)
     task.request_stack.push(context)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from billiard import current_process
 from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
@@ -20,9 +20,9 @@ from redis_batches.app.doorbell import ENFORCED, GOES_ON, new_token, ring
 from redis_batches.app.state import runtime_of
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
+from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import BatchesError, LeaseLost, PutBackTooOften, StoreError
 from redis_batches.core.model import Bells, Claimed, Idle, Verb
-from redis_batches.operate.canceller import stamp_keys
 from redis_batches.runs import report
 from redis_batches.runs.batch import Batch
 from redis_batches.runs.endings import (
@@ -38,9 +38,7 @@ from redis_batches.runs.next_batch import MOMENT, is_watched
 from redis_batches.runs.request import SimpleRequest
 from redis_batches.wire import protocol
 from redis_batches.wire.envelope import CorruptEnvelope, Envelope, decode
-
-if TYPE_CHECKING:
-    from redis_batches.task.batches import Batches
+from redis_batches.wire.stamps import stamp_keys
 
 logger = get_logger(__name__)
 
@@ -60,7 +58,7 @@ class Runner:
         store: The task's store, or None for this process's own.
     """
 
-    def __init__(self, task: Batches, store: Store | None = None) -> None:
+    def __init__(self, task: BatchTask, store: Store | None = None) -> None:
         self._task = task
         self._runtime = runtime_of(task.app)
         self._given = store

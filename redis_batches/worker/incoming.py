@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from celery import signals
@@ -33,6 +33,7 @@ from kombu.serialization import registry  # type: ignore[attr-defined]
 from redis_batches.app.doorbell import local_message, read_marker, ring
 from redis_batches.app.state import runtime_of
 from redis_batches.calls.send import destination
+from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import BacklogFull
 from redis_batches.core.model import Group, Outgoing, Status
 from redis_batches.core.printable import printable
@@ -40,9 +41,6 @@ from redis_batches.core.settings import check_task_id
 from redis_batches.wire import protocol
 from redis_batches.wire.envelope import encode, held_size, wrap
 from redis_batches.worker.unstored import Hold
-
-if TYPE_CHECKING:
-    from redis_batches.task.batches import Batches
 
 logger = get_logger(__name__)
 received = get_logger("celery.worker.strategy")
@@ -83,7 +81,7 @@ class Strategy:
         consumer: Celery's consumer.
     """
 
-    def __init__(self, task: Batches, app: Any, consumer: Any) -> None:
+    def __init__(self, task: BatchTask, app: Any, consumer: Any) -> None:
         self._task, self._app, self._consumer = task, app, consumer
         self._run = default(task, app, consumer)
         self._request_class = create_request_cls(

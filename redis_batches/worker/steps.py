@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from celery import Task, bootsteps
@@ -36,6 +36,7 @@ from redis_batches.app.doorbell import (
 from redis_batches.app.ringer import Cause
 from redis_batches.app.state import runtime_of
 from redis_batches.calls.send import usual_destination
+from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import BatchesError, StoreError, UnsupportedServer
 from redis_batches.core.model import Bells
 from redis_batches.runs.next_batch import is_limited, limits_of
@@ -43,9 +44,6 @@ from redis_batches.runs.runner import RUNNING, Runner
 from redis_batches.upkeep import threads
 from redis_batches.upkeep.schedule import PacedSweeper
 from redis_batches.upkeep.sweeper import Served, Sweeper
-
-if TYPE_CHECKING:
-    from redis_batches.task.batches import Batches
 
 logger = get_logger(__name__)
 
@@ -173,7 +171,7 @@ class Sweeping:
         return self._tick()
 
 
-def install(app: Any, task: type[Batches]) -> None:
+def install(app: Any, task: type[BatchTask]) -> None:
     """Adds the sweeps to an app and its workers, and keeps beat's period in step."""
     runtime = runtime_of(app)
     if not runtime.installed:
@@ -194,7 +192,7 @@ def enforced_limits(pool: Any) -> frozenset[str]:
     return frozenset(("hard",) if "celery.concurrency.gevent.TaskPool" in kinds else ())
 
 
-def warn_of_time_limits(tasks: Iterable[Batches], enforced: frozenset[str]) -> None:
+def warn_of_time_limits(tasks: Iterable[BatchTask], enforced: frozenset[str]) -> None:
     """Says which time limits nobody enforces here: their runs end when their functions return."""
     for task in tasks:
         limits = {"hard": task.time_limit, "soft": task.soft_time_limit}
@@ -259,7 +257,7 @@ def paced_sweeper(app: Any, hostname: str) -> PacedSweeper:
     return PacedSweeper(sweeper, monotonic)
 
 
-def batch_tasks(app: Any) -> list[Batches]:
+def batch_tasks(app: Any) -> list[BatchTask]:
     """Returns the batch tasks of an app, in the order in which they were made."""
     return [task for task in app.tasks.values() if getattr(task, "waits_in_redis", False)]
 

@@ -41,6 +41,7 @@ _NEAREST = {
         "tests/unit/test_runner.py",
         "tests/properties/test_untold.py",
     ],
+    "stamps": ["tests/lua/test_cancel.py", "tests/unit/test_revoke.py"],
     "canceller": ["tests/lua/test_cancel.py", "tests/unit/test_revoke.py"],
     "envelope": ["tests/unit/test_codec.py"],
     "address": ["tests/unit/test_address.py"],

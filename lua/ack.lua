@@ -104,8 +104,9 @@ if #tombstones > 0 then
   -- Prunes twice what it adds: the tombstones shrink even while they are added to.
   local expired = redis.call('ZRANGEBYSCORE', done, '-inf', int(now), 'LIMIT', 0, #tombstones)
   call_many('ZREM', done, expired)
-  call_many('ZADD', done, tombstones)
-  local last = math.min(redis.call('ZCARD', done) - window, #tombstones) - 1
+  -- Before it adds: after the clock went back, what ends now would be the first to go.
+  local known = redis.call('ZCARD', done)
+  local last = math.min(known + #tombstones / 2 - window, known, #tombstones) - 1
   if last >= 0 then
     -- What ended before is not surely remembered: a push that is sent again goes by that.
     local expiry_ms = tonumber(redis.call('ZRANGE', done, last, last, 'WITHSCORES')[2])
@@ -113,6 +114,7 @@ if #tombstones > 0 then
     redis.call('HSET', stats, 'forgotten_ms', int(math.max(expiry_ms, known_ms)))
     redis.call('ZREMRANGEBYRANK', done, 0, last)
   end
+  call_many('ZADD', done, tombstones)
 end
 if #mine > 0 then
   redis.call('HINCRBY', stats, 'acked', #mine)

@@ -254,3 +254,19 @@ def test_an_ack_of_nothing_forgets_nothing(store: Store, monkeypatch: pytest.Mon
     lease.ack(["a"])
 
     assert set(read(store).done) == {"a", "b"}
+
+
+def test_the_end_of_a_batch_is_remembered_after_the_clock_went_back(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ack that is sent again, because its reply was lost, is told so, not that it came late."""
+    monkeypatch.setattr(lease_module, "DEDUPLICATION_CALLS", 2)
+    for task_id in "ab":
+        ack_all(push_and_claim(store, task_id))
+    lease = push_and_claim(store, "c")
+    clock.advance(-HOUR)
+    ack_all(lease)
+    ack_all(lease)
+
+    assert not lease.lost
+    assert "c" in read(store).done

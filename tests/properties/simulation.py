@@ -30,7 +30,23 @@ from tests.properties.state import FRESH, ensure
 from tests.properties.workers import MAX_CRASHES_ALONE, Workers
 from tests.properties.world import HOUR, LEASE, SECOND, Died, World
 
-FAILED_SEEDS = (8, 35, 97, 142, 351, 352, 10544, 10685, 10923, 11983, 12142, 12157, 22823, 100782)
+FAILED_SEEDS = (
+    8,
+    35,
+    97,
+    142,
+    351,
+    352,
+    5243,
+    10544,
+    10685,
+    10923,
+    11983,
+    12142,
+    12157,
+    22823,
+    100782,
+)
 
 STEPS = 80
 MAX_PAUSE_MS = 600_000

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 from uuid import uuid4
 
 import fakeredis
@@ -14,20 +12,7 @@ import redis
 from redis_batches.buffer.store import Store
 from redis_batches.core.settings import Settings
 from redis_batches.testing.server import EmbeddedServer, server_url
-
-_T = TypeVar("_T")
-
-
-def wait_until(check: Callable[[], _T], timeout: float = 30.0, *, description: str) -> _T:
-    """Returns the first truthy answer of `check`, asked until the time is up."""
-    deadline = time.monotonic() + timeout
-    while True:
-        answer = check()
-        if answer:
-            return answer
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout} s: {description}")
-        time.sleep(0.01)
+from tests.support.clock import Clock
 
 
 @pytest.fixture(scope="session")
@@ -67,21 +52,6 @@ def stray_keys(client: redis.Redis, namespace: str) -> Iterator[None]:
     yield
     left = {key.decode().rpartition(":")[2] for key in client.keys("rb:{" + namespace + "*")}
     assert left <= {"stats", "done", "revoked", "tasks"}, "a test left keys behind"
-
-
-class Clock:
-    """A time that only a test moves."""
-
-    def __init__(self) -> None:
-        self.now_ms = 1_800_000_000_000
-
-    def __call__(self) -> str:
-        """Returns the time as the scripts take it."""
-        return str(self.now_ms)
-
-    def advance(self, ms: int) -> None:
-        """Lets time pass, or go back."""
-        self.now_ms += ms
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from redis_batches.testing.server import HOST
 from tests.chaos.places import Blow, Place, Store, crash, cut, hole, oom, readonly, slow
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

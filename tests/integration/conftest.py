@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from redis_batches.testing.server import EmbeddedServer
-from tests.integration.processes import Cluster
-from tests.integration.rabbitmq import RabbitMQ, find_rabbitmq
+from tests.support.processes import Cluster
+from tests.support.rabbitmq import RabbitMQ, find_rabbitmq
 
 #: The app of a test module, unless it names another: `APP = "tests.integration.apps.NAME"`.
 DEFAULT_APP = "tests.integration.apps.shop"

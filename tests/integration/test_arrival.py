@@ -19,9 +19,9 @@ from redis_batches import Batches, SimpleRequest
 from redis_batches.buffer.store import Store
 from redis_batches.core.settings import Settings
 from redis_batches.testing.server import EmbeddedServer
-from tests.conftest import wait_until
-from tests.integration.ledger import ledger
-from tests.integration.processes import Cluster, wait_until_they_listen
+from tests.support.ledger import ledger
+from tests.support.processes import Cluster, wait_until_they_listen
+from tests.support.waiting import wait_until
 
 APP = "tests.integration.apps.arrivals"
 DOUBLE, FULL, TELL = f"{APP}.double", f"{APP}.full", f"{APP}.tell"

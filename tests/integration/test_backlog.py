@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import wait_until
-from tests.integration.ledger import ledger
-from tests.integration.processes import Cluster
+from tests.support.ledger import ledger
+from tests.support.processes import Cluster
+from tests.support.waiting import wait_until
 
 APP = "tests.integration.apps.backlog"
 CALLS = 100

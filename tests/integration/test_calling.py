@@ -11,9 +11,9 @@ from celery import states
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 
-from tests.conftest import wait_until
-from tests.integration.ledger import ledger, noted
-from tests.integration.processes import Cluster
+from tests.support.ledger import ledger, noted
+from tests.support.processes import Cluster
+from tests.support.waiting import wait_until
 
 APP = "tests.integration.apps.calling"
 

@@ -13,9 +13,9 @@ import pytest
 from celery import chain, chord, group, states
 from celery.canvas import StampingVisitor
 
-from tests.conftest import wait_until
-from tests.integration.ledger import noted
-from tests.integration.processes import Cluster
+from tests.support.ledger import noted
+from tests.support.processes import Cluster
+from tests.support.waiting import wait_until
 
 APP = "tests.integration.apps.canvas"
 

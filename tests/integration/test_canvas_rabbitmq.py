@@ -11,10 +11,10 @@ import pytest
 from celery import Celery, Signature, chain, chord
 
 from redis_batches import Batches, SimpleRequest
-from tests.conftest import wait_until
-from tests.integration.ledger import noted
-from tests.integration.processes import Cluster
-from tests.integration.rabbitmq import RabbitMQ
+from tests.support.ledger import noted
+from tests.support.processes import Cluster
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.waiting import wait_until
 
 APP = "tests.integration.apps.canvas"
 DONE = "canvas.done"

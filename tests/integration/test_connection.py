@@ -15,7 +15,7 @@ from redis_batches.core.settings import Settings
 from redis_batches.driver.client import Client, Packed, Pool, pack_script
 from redis_batches.driver.connection import connect
 from redis_batches.operate.inspector import Inspector
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 NAME = "under-test"
 

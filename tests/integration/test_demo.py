@@ -17,8 +17,8 @@ import pytest
 from examples.demo.audit import Audit
 from examples.demo.ledger import Run
 from examples.demo.producer import Sent
-from tests.conftest import wait_until
-from tests.integration.processes import ROOT
+from tests.support.processes import ROOT
+from tests.support.waiting import wait_until
 
 
 class Demo:

@@ -11,8 +11,8 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from tests.conftest import wait_until
-from tests.integration.processes import Cluster
+from tests.support.processes import Cluster
+from tests.support.waiting import wait_until
 
 APP = "tests.integration.apps.dropin"
 

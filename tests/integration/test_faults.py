@@ -13,9 +13,9 @@ import pytest
 from celery.exceptions import WorkerLostError
 
 from redis_batches.app import doorbell
-from tests.conftest import wait_until
-from tests.integration.ledger import ledger
-from tests.integration.processes import Cluster
+from tests.support.ledger import ledger
+from tests.support.processes import Cluster
+from tests.support.waiting import wait_until
 
 #: A machine under test may be slow: what a bound is exceeded by without saying anything.
 SLACK = 5.0

@@ -21,11 +21,11 @@ from redis_batches import batched_task
 from redis_batches.app.publisher import Publisher
 from redis_batches.app.state import runtime_of
 from redis_batches.testing.server import EmbeddedServer
-from tests.conftest import wait_until
-from tests.integration.ledger import ledger, noted
-from tests.integration.processes import Cluster
-from tests.integration.proxy import LossyProxy
-from tests.integration.rabbitmq import RabbitMQ
+from tests.support.ledger import ledger, noted
+from tests.support.processes import Cluster
+from tests.support.proxy import LossyProxy
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.waiting import wait_until
 
 APP = "tests.integration.apps.many"
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import wait_until
-from tests.integration.ledger import ledger
-from tests.integration.processes import ROOT, Cluster
+from tests.support.ledger import ledger
+from tests.support.processes import ROOT, Cluster
+from tests.support.waiting import wait_until
 
 CALLS, PRODUCERS = 50_000, 4
 #: A machine under test may be slow: what a bound is exceeded by without saying anything.

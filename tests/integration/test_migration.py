@@ -13,8 +13,8 @@ from celery import Celery
 from kombu import Connection
 
 from benchmarks.peer import peer_python
-from tests.conftest import wait_until
-from tests.integration.processes import ROOT, Cluster
+from tests.support.processes import ROOT, Cluster
+from tests.support.waiting import wait_until
 
 APP = "tests.integration.apps.migrating"
 #: Calls that the old worker had in its memory, and calls that came later.

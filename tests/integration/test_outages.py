@@ -13,9 +13,9 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from redis_batches import StoreError
 from redis_batches.testing.server import EmbeddedServer
-from tests.conftest import wait_until
-from tests.integration.ledger import ledger
-from tests.integration.processes import Cluster
+from tests.support.ledger import ledger
+from tests.support.processes import Cluster
+from tests.support.waiting import wait_until
 
 APP = "tests.integration.apps.apart"
 

@@ -11,9 +11,9 @@ from celery import chain, chord, group, states
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 
 from redis_batches.app.state import runtime_of
-from tests.conftest import wait_until
-from tests.integration.ledger import ledger
-from tests.integration.processes import Cluster
+from tests.support.ledger import ledger
+from tests.support.processes import Cluster
+from tests.support.waiting import wait_until
 
 APP = "tests.integration.apps.outcomes"
 

@@ -18,7 +18,7 @@ from celery.result import GroupResult, ResultSet, denied_join_result
 
 from redis_batches import batched_task
 from redis_batches.app.state import runtime_of
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 GREENLETS = Path(__file__).parent / "apps" / "greenlets.py"
 

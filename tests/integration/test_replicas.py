@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 
 from redis_batches import Batches, NotReplicated, SimpleRequest, StoreError, batched_task
 from redis_batches.testing.server import EmbeddedServer
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from redis_batches.runs.batch import Batch
 from redis_batches.runs.states import REFUSAL, again, can_gather
 from redis_batches.testing.server import EmbeddedServer
 from redis_batches.wire.envelope import Envelope
-from tests.integration.proxy import LossyProxy
+from tests.support.proxy import LossyProxy
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
 Outcomes = list[tuple[SimpleRequest, Any]]

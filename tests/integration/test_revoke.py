@@ -10,9 +10,9 @@ import pytest
 from celery import chain, chord, group, states
 from celery.exceptions import ChordError, TaskRevokedError
 
-from tests.conftest import wait_until
-from tests.integration.ledger import ledger
-from tests.integration.processes import Cluster, wait_until_they_listen
+from tests.support.ledger import ledger
+from tests.support.processes import Cluster, wait_until_they_listen
+from tests.support.waiting import wait_until
 
 APP = "tests.integration.apps.revoking"
 #: Those of the fixture `tasks`; a broadcast with `limit=` ends when all of them have replied.

@@ -9,8 +9,8 @@ import pytest
 from celery import Celery
 
 from redis_batches import Batches, SimpleRequest
-from tests.integration.ledger import ledger
-from tests.integration.processes import Cluster
+from tests.support.ledger import ledger
+from tests.support.processes import Cluster
 
 APP = "tests.integration.apps.arrivals"
 DOUBLE = f"{APP}.double"

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 
-from tests.conftest import wait_until
-from tests.integration.ledger import ledger
-from tests.integration.processes import Celery, Cluster
+from tests.support.ledger import ledger
+from tests.support.processes import Celery, Cluster
+from tests.support.waiting import wait_until
 
 APP = "tests.integration.apps.endings"
 POOLS = ("prefork", "threads", "gevent", "eventlet", "solo")

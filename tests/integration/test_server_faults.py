@@ -19,9 +19,9 @@ from redis_batches.core.model import Group, Outgoing, Pushed, Status, Trigger
 from redis_batches.core.settings import Settings
 from redis_batches.driver.connection import connect
 from redis_batches.testing.server import EmbeddedServer
-from tests.conftest import wait_until
-from tests.integration.proxy import LossyProxy
-from tests.properties.state import State
+from tests.support.proxy import LossyProxy
+from tests.support.state import State
+from tests.support.waiting import wait_until
 
 TRIGGER, GROUP = Trigger(3, 0), Group.of({"queue": "celery"})
 SETTINGS = Settings(timeout=2, retries=3)

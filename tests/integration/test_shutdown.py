@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import wait_until
-from tests.integration.ledger import ledger
-from tests.integration.processes import Cluster
+from tests.support.ledger import ledger
+from tests.support.processes import Cluster
+from tests.support.waiting import wait_until
 
 #: No test waits for it: what goes back at once does not wait for its lease.
 LONG_LEASE = "600"

@@ -27,8 +27,8 @@ from redis_batches.core.settings import Settings
 from redis_batches.driver.connection import connect
 from redis_batches.driver.preflight import check_server
 from redis_batches.testing.server import EmbeddedServer, find_executable, free_port
-from tests.conftest import wait_until
-from tests.lua.test_acl import DOCUMENT, rights
+from tests.support.acl import DOCUMENT, rights
+from tests.support.waiting import wait_until
 
 TRIGGER, GROUP = Trigger(3, 0), Group.of({"queue": "celery"})
 SETTINGS = Settings(timeout=5, retries=3)

@@ -9,9 +9,9 @@ import redis
 
 from redis_batches.buffer.store import Store
 from redis_batches.core.settings import Settings
-from tests.conftest import Clock
-from tests.lua.stage import Stage
-from tests.lua.steps import read
+from tests.support.clock import Clock
+from tests.support.stage import Stage
+from tests.support.steps import read
 
 
 @pytest.fixture

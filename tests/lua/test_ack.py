@@ -8,8 +8,8 @@ from redis_batches.buffer import lease as lease_module
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import LeaseLost
 from redis_batches.core.model import Status, Trigger
-from tests.conftest import Clock
-from tests.lua.steps import (
+from tests.support.clock import Clock
+from tests.support.steps import (
     GROUP,
     HOUR,
     LEASE_MS,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
@@ -18,9 +16,9 @@ from redis_batches.core.settings import Settings
 from redis_batches.driver.connection import connect
 from redis_batches.driver.scripts import load_sources
 from redis_batches.operate.inspector import Inspector
-from tests.lua.steps import ack_all
+from tests.support.acl import rights
+from tests.support.steps import ack_all
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 #: What redis-py sends by itself, and what is called outside scripts.
 CLIENT = {"evalsha", "eval", "ping", "hello", "auth", "select", "client|setinfo", "client|setname"}
 OUTSIDE = {"hget", "hset", "hgetall", "hlen", "zcard", "llen", "hmget", "zrange", "lrange"}
@@ -28,22 +26,6 @@ OUTSIDE = {"hget", "hset", "hgetall", "hlen", "zcard", "llen", "hmget", "zrange"
 
 #: What redis-py sends to a cluster, and `redis_batches_wait_replicas`.
 ELSEWHERE = {"cluster|slots", "command", "asking", "wait"}
-
-
-def rights(namespace: str = "celery", commands: slice = slice(None)) -> list[str]:
-    """Returns the documented ACL rules, word by word, as a shell reads them.
-
-    Args:
-        namespace: Takes the place of the documented one.
-        commands: Which of the documented commands; the first is for everybody.
-    """
-    text = DOCUMENT.read_text().replace("\\\n", " ")
-    found = re.findall(r"^redis-cli ACL SETUSER rb-app (.*)$", text, re.MULTILINE)
-    assert len(found) == 4
-    words = [word for command in found[commands] for word in shlex.split(command)]
-    return [
-        word.replace("{celery", "{" + namespace).replace(">SECRET", ">secret") for word in words
-    ]
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.model import Found, Idle, Place, Status, Trigger
 from redis_batches.driver.scripts import CANCEL_CHUNK, chunked
 from redis_batches.operate.canceller import PAGE, Canceller
-from tests.conftest import Clock
-from tests.lua.steps import (
+from tests.support.clock import Clock
+from tests.support.steps import (
     GROUP,
     HOUR,
     INTERVAL_MS,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from redis_batches.buffer.store import Store
-from tests.conftest import Clock
-from tests.lua.steps import (
+from tests.support.clock import Clock
+from tests.support.steps import (
     GROUP,
     HOUR,
     LEASE_MS,

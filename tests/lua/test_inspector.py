@@ -12,8 +12,8 @@ from redis_batches.core.model import Bells, Group, Outcome, Outgoing, Trigger, V
 from redis_batches.core.settings import REVOKED_WINDOW_MS
 from redis_batches.operate.inspector import Inspector
 from redis_batches.wire.envelope import Envelope, encode
-from tests.conftest import Clock
-from tests.lua.steps import ack_all
+from tests.support.clock import Clock
+from tests.support.steps import ack_all
 
 TRIGGER = Trigger(10, 1000)
 GROUP = Group.of({"queue": "celery"})

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from redis_batches.buffer.registry import Registry
-from tests.conftest import Clock
+from tests.support.clock import Clock
 
 
 @pytest.fixture

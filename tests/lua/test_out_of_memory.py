@@ -14,8 +14,8 @@ from redis_batches.core.model import Idle, Status
 from redis_batches.core.settings import Settings
 from redis_batches.testing.server import EmbeddedServer
 from redis_batches.upkeep.sweeper import Served, Sweeper
-from tests.conftest import Clock
-from tests.lua.steps import (
+from tests.support.clock import Clock
+from tests.support.steps import (
     GROUP,
     INTERVAL_MS,
     LEASE_MS,

@@ -10,8 +10,8 @@ import pytest
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Bells, Trigger
-from tests.conftest import Clock
-from tests.lua.steps import (
+from tests.support.clock import Clock
+from tests.support.steps import (
     GROUP,
     HOUR,
     INTERVAL_MS,

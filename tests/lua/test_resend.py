@@ -8,8 +8,8 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.model import Outgoing, Status
 from redis_batches.core.settings import DEDUPLICATION_WINDOW_MS
 from redis_batches.driver.scripts import Age
-from tests.conftest import Clock
-from tests.lua.steps import (
+from tests.support.clock import Clock
+from tests.support.steps import (
     GROUP,
     SECOND,
     TRIGGER,

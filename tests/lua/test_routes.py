@@ -8,8 +8,8 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.errors import RouteLost
 from redis_batches.core.model import Bells, Group, Idle, Trigger
 from redis_batches.operate.inspector import Inspector
-from tests.conftest import Clock
-from tests.lua.steps import (
+from tests.support.clock import Clock
+from tests.support.steps import (
     GROUP,
     HOUR,
     OTHER,

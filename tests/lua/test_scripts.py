@@ -12,8 +12,8 @@ from redis_batches.core.errors import ScriptReplyError, StoreError
 from redis_batches.core.settings import Settings
 from redis_batches.driver.scripts import PRELUDE, Script, load_scripts, load_sources
 from redis_batches.testing.server import EmbeddedServer
-from tests.lua.stage import Stage
-from tests.lua.steps import LEASE_MS, ack_all, claim, ids_of, place, push
+from tests.support.stage import Stage
+from tests.support.steps import LEASE_MS, ack_all, claim, ids_of, place, push
 
 #: What an ACL must allow for the scripts.
 COMMANDS = {

@@ -13,8 +13,8 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.errors import LeaseLost
 from redis_batches.core.model import Idle, Outgoing, Trigger
 from redis_batches.core.settings import Settings
-from tests.conftest import Clock
-from tests.lua.steps import (
+from tests.support.clock import Clock
+from tests.support.steps import (
     GROUP,
     INTERVAL_MS,
     LEASE_MS,

@@ -12,8 +12,8 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.errors import StoreError, Unanswered
 from redis_batches.core.model import Bells, Group, Swept, Trigger
 from redis_batches.upkeep.sweeper import Served, Sweeper
-from tests.conftest import Clock
-from tests.lua.steps import (
+from tests.support.clock import Clock
+from tests.support.steps import (
     GROUP,
     HOUR,
     INTERVAL_MS,

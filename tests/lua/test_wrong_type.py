@@ -6,8 +6,8 @@ import pytest
 
 from redis_batches.core.errors import StoreError
 from redis_batches.driver.scripts import load_scripts
-from tests.lua.stage import VALUES, Stage
-from tests.lua.steps import GROUP
+from tests.support.stage import VALUES, Stage
+from tests.support.steps import GROUP
 
 CASES = [
     pytest.param(name, key, id=f"{name}-{key}")

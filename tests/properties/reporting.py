@@ -48,7 +48,7 @@ from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.properties import fates, outages
 from tests.properties.fates import MAX_RETRIES, OWN_FAILURE, Call, Wrong
 from tests.properties.outages import LEASE, Died, Fault, Outages
-from tests.properties.state import ensure
+from tests.support.state import ensure
 
 FAILED_SEEDS = (13, 152, 153, 279, 343)
 

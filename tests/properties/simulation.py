@@ -26,9 +26,9 @@ import redis
 
 from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.properties.callers import Callers
-from tests.properties.state import FRESH, ensure
 from tests.properties.workers import MAX_CRASHES_ALONE, Workers
 from tests.properties.world import HOUR, LEASE, SECOND, Died, World
+from tests.support.state import FRESH, ensure
 
 FAILED_SEEDS = (
     8,

@@ -9,8 +9,8 @@ import pytest
 from celery import signals
 
 from redis_batches import Batches, SimpleRequest
-from tests.lua.steps import MAX_BELLS
-from tests.properties.inprocess import InProcess, in_process
+from redis_batches.testing.worker import InProcess, in_process
+from tests.support.steps import MAX_BELLS
 
 BATCHES = MAX_BELLS + 5
 

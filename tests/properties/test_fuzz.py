@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from redis_batches import SimpleRequest
-from tests.properties.inprocess import InProcess, in_process
+from redis_batches.testing.worker import InProcess, in_process
 
 #: CI damages 10,000; `FUZZ=100000 sh run.sh test tests/properties/test_fuzz.py` takes minutes.
 REQUESTS = int(os.environ.get("FUZZ", "10000"))

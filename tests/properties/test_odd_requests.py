@@ -13,8 +13,8 @@ from celery import states
 from celery.exceptions import Ignore, Retry
 
 from redis_batches import SimpleRequest
+from redis_batches.testing.worker import InProcess, in_process
 from redis_batches.wire.envelope import Envelope, decode, encode
-from tests.properties.inprocess import InProcess, in_process
 
 HEADERS = [
     *("lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries"),

@@ -20,8 +20,8 @@ from redis_batches.core.model import Bells
 from redis_batches.runs import report
 from redis_batches.runs.batch import Batch
 from redis_batches.runs.runner import Runner
+from redis_batches.testing.worker import InProcess, in_process
 from redis_batches.wire.envelope import text
-from tests.properties.inprocess import InProcess, in_process
 
 CALLS = 4
 REFUSED = (ConnectionRefusedError, redis.exceptions.ConnectionError)

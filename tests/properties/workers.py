@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from redis_batches.buffer.lease import Lease
 from redis_batches.core.errors import LeaseLost
 from redis_batches.core.model import Claimed, Idle, Outcome, Status, Trigger, Verb
-from tests.properties.state import ensure
 from tests.properties.world import GROUPS, LEASE, SECOND, Call, Doorbell, World
+from tests.support.state import ensure
 
 #: A request that killed its worker so often, alone in its batch, is not run again.
 MAX_CRASHES_ALONE = 3

@@ -16,7 +16,7 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.model import Bells, Group, Outgoing, Trigger
 from redis_batches.core.settings import Settings
 from redis_batches.driver.scripts import load_scripts
-from tests.properties.state import Seen, State, ensure
+from tests.support.state import Seen, State, ensure
 
 SECOND, HOUR = 1000, 3_600_000
 #: Calls of these scripts may arrive once more at any later time. What a late push must do depends

@@ -23,8 +23,8 @@ from kombu.transport import memory
 
 from redis_batches import BacklogFull, Batches, OptionError, SimpleRequest, batched_task
 from redis_batches.app.doorbell import MARKER
+from redis_batches.testing.worker import in_process
 from redis_batches.worker.steps import SWEEP
-from tests.properties.inprocess import in_process
 
 AWARE = datetime(2200, 1, 1, 12, tzinfo=timezone(timedelta(hours=5)))
 NAIVE = datetime(2200, 1, 1, 12)

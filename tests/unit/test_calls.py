@@ -10,7 +10,7 @@ from celery import Celery, Task, chain, chord, group, shared_task
 from celery.exceptions import ImproperlyConfigured, MaxRetriesExceededError
 
 from redis_batches import Batches, SimpleRequest, batched_task
-from tests.properties.inprocess import in_process
+from redis_batches.testing.worker import in_process
 
 
 def function(requests: list[SimpleRequest]) -> None:

@@ -18,7 +18,7 @@ from redis_batches.core.errors import StoreError
 from redis_batches.core.model import Group, Outgoing, Pushed, Status, Trigger
 from redis_batches.core.settings import Settings
 from redis_batches.driver.scripts import Age
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 LOT = Lot(Group('{"queue":"a"}'), Trigger(1000, 60_000), None)
 OTHER = Lot(Group('{"queue":"b"}'), Trigger(1000, 60_000), None)

@@ -14,7 +14,7 @@ from redis_batches.app import doorbell
 from redis_batches.app.doorbell import MARKER, is_token_of, new_token, read_marker
 from redis_batches.app.state import _inherited, runtime_of
 from redis_batches.core.model import Bells
-from tests.properties.inprocess import in_process
+from redis_batches.testing.worker import in_process
 
 
 def test_a_token_says_whose_run_it_names() -> None:

@@ -36,9 +36,9 @@ from redis_batches.core.errors import (
 )
 from redis_batches.core.model import Outgoing, Trigger
 from redis_batches.runs import batch, report
-from tests.conftest import Clock
-from tests.lua.steps import HOUR
-from tests.properties.inprocess import InProcess, in_process
+from redis_batches.testing.worker import InProcess, in_process
+from tests.support.clock import Clock
+from tests.support.steps import HOUR
 
 
 class Odd(Exception):

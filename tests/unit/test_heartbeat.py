@@ -12,8 +12,9 @@ from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.settings import Settings
 from redis_batches.upkeep.heartbeat import Heartbeat
-from tests.conftest import Clock, wait_until
-from tests.lua.steps import GROUP, LEASE_MS, SECOND, TRIGGER, push_and_claim, read
+from tests.support.clock import Clock
+from tests.support.steps import GROUP, LEASE_MS, SECOND, TRIGGER, push_and_claim, read
+from tests.support.waiting import wait_until
 
 #: Whether a lease is kept, by a store of the thread's own, while the only greenlet computes.
 PROGRAM = """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from redis_batches.core.printable import MOST, printable
 from redis_batches.runs.request import SimpleRequest
-from tests.properties.inprocess import in_process
+from redis_batches.testing.worker import in_process
 
 
 @given(st.one_of(st.text(max_size=600), st.integers(), st.lists(st.text())))

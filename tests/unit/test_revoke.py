@@ -16,9 +16,9 @@ from redis_batches import SimpleRequest, batched_task
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import StoreError
 from redis_batches.core.settings import REVOKED_WINDOW_MS
+from redis_batches.testing.worker import InProcess, in_process
 from redis_batches.wire.envelope import Envelope, encode, read_headers
 from redis_batches.worker import control
-from tests.properties.inprocess import InProcess, in_process
 
 
 def returns(requests: list[SimpleRequest]) -> list[int]:

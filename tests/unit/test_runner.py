@@ -25,10 +25,10 @@ from redis_batches.app.doorbell import MARKER, new_token
 from redis_batches.buffer.lease import Lease
 from redis_batches.core.errors import BatchesError, StoreError
 from redis_batches.runs.runner import RUNNING, Runner
+from redis_batches.testing.worker import InProcess, in_process
 from redis_batches.upkeep.sweeper import Served, Sweeper
 from redis_batches.worker.steps import batch_tasks, take_back
-from tests.conftest import Clock
-from tests.properties.inprocess import InProcess, in_process
+from tests.support.clock import Clock
 
 
 class Wrong(Exception):

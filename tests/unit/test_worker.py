@@ -14,7 +14,7 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.model import Swept, Trigger
 from redis_batches.driver.keys import NamespaceKeys
 from redis_batches.worker.steps import Sweeping, paced_sweeper
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 
 def count(requests: list[SimpleRequest]) -> None:

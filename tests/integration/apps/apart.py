@@ -10,7 +10,7 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 
 from redis_batches import SimpleRequest, batched_task
-from tests.integration.ledger import record
+from tests.support.ledger import record
 
 app = Celery(
     "apart",

@@ -13,7 +13,7 @@ from kombu import Exchange, Queue
 
 from redis_batches import SimpleRequest, batched_task
 from redis_batches.buffer.store import Store
-from tests.integration.ledger import record
+from tests.support.ledger import record
 
 app = Celery(
     "arrivals",

@@ -8,7 +8,7 @@ from pathlib import Path
 from celery import Celery, current_task
 
 from redis_batches import SimpleRequest, batched_task
-from tests.integration.ledger import ledger, record
+from tests.support.ledger import ledger, record
 
 app = Celery(
     "backlog",

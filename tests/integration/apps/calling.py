@@ -8,7 +8,7 @@ from typing import Any
 from celery import Celery, Task
 
 from redis_batches import SimpleRequest, batched_task
-from tests.integration.ledger import note, record
+from tests.support.ledger import note, record
 
 app = Celery(
     "calling",

@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery, Task, signals
 
 from redis_batches import Batches, SimpleRequest, batched_task
-from tests.integration.ledger import note, record
+from tests.support.ledger import note, record
 
 app = Celery(
     "canvas",

@@ -17,7 +17,7 @@ from redis_batches.buffer.lease import Lease
 from redis_batches.runs import report
 from redis_batches.runs.batch import Batch
 from redis_batches.runs.runner import Runner
-from tests.integration.ledger import record
+from tests.support.ledger import record
 
 app = Celery(
     "crashing",

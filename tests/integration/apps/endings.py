@@ -18,7 +18,7 @@ from typing import Any
 from celery import Celery
 
 from redis_batches import SimpleRequest, batched_task
-from tests.integration.ledger import record
+from tests.support.ledger import record
 
 app = Celery(
     "endings",

@@ -7,7 +7,7 @@ import os
 from celery import Celery
 
 from redis_batches import SimpleRequest, batched_task
-from tests.integration.ledger import note, record
+from tests.support.ledger import note, record
 
 broker = os.environ.get("TEST_BROKER", "redis://127.0.0.1:1/0")
 app = Celery("many", broker=broker)

@@ -9,7 +9,7 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject
 
 from redis_batches import Batches, SimpleRequest, batched_task
-from tests.integration.ledger import ledger, record
+from tests.support.ledger import ledger, record
 
 app = Celery(
     "outcomes",

@@ -14,7 +14,7 @@ from celery import Celery
 from redis_batches import SimpleRequest, batched_task
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
-from tests.integration.ledger import record
+from tests.support.ledger import record
 
 app = Celery(
     "returning",
@@ -84,7 +84,7 @@ def part(number: int) -> int:
 
 def wait_for_permission() -> None:
     """Waits until the test lets a function end."""
-    from tests.conftest import wait_until
+    from tests.support.waiting import wait_until
 
     folder = Path(os.environ["TEST_FOLDER"])
     (folder / "waits").touch()

@@ -11,7 +11,7 @@ from celery import Celery
 
 from redis_batches import Batches, SimpleRequest, batched_task
 from redis_batches.app import doorbell
-from tests.integration.ledger import record
+from tests.support.ledger import record
 
 app = Celery(
     "shop",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from redis_batches.testing.server import EmbeddedServer
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ import redis
 from redis_batches.buffer.store import Store
 from redis_batches.driver.keys import NamespaceKeys
 from redis_batches.driver.scripts import load_scripts
-from tests.conftest import Clock
-from tests.lua.steps import (
+from tests.support.clock import Clock
+from tests.support.steps import (
     GROUP,
     HOUR,
     LEASE_MS,

@@ -8,7 +8,7 @@ from typing import Any
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Group, Idle, Outcome, Outgoing, Pushed, Trigger, Verb
-from tests.properties.state import State
+from tests.support.state import State
 
 GROUP = Group.of({"queue": "clicks"})
 OTHER = Group.of({"queue": "views"})

@@ -14,7 +14,7 @@ from kombu import Connection, pools
 
 from redis_batches.testing.process import Child
 from redis_batches.testing.server import HOST, free_port
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 #: Not the wrapper on the PATH of Debian, which runs it as another user in /var/lib.
 EXECUTABLES = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")

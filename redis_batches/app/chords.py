@@ -2,9 +2,10 @@
 
 Celery sends it once, from the run of the last part. An error there fails the body with a
 `ChordError`, although all its parts did well; so it is sent again for as long as an outcome is told
-again, and under a name of its own, so that a second sender sends the same call. The same holds for
-what a Redis result backend is asked meanwhile; and where Celery gives one run the right to send the
-body, others wait until that run has used it, or died.
+again, and under a name of its own, so that a second sender sends the same call. That holds for a
+body that is a batch task, and for one that goes to the broker. The same holds for what a Redis
+result backend is asked meanwhile; and where Celery gives one run the right to send the body, others
+wait until that run has used it, or died.
 """
 
 from __future__ import annotations
@@ -19,13 +20,19 @@ from time import monotonic, sleep
 from typing import Any, NamedTuple
 
 from celery._state import get_current_task
+from celery.utils.log import get_logger
+from kombu.exceptions import OperationalError
 
 from redis_batches.driver.server_errors import is_refusal
 
-#: Seconds for which a body is sent again while the batch store does not take it.
+logger = get_logger(__name__)
+
+#: Seconds for which a body is sent again while the batch store or the broker does not take it.
 PATIENCE = 30.0
 #: Seconds between two tries.
 PAUSE = 0.2
+#: The attribute of what publishes bodies patiently.
+_WATCHED = "_redis_batches_watched"
 #: The task that sends the body with a result backend that does not count parts.
 _UNLOCK = "celery.chord_unlock"
 
@@ -50,7 +57,7 @@ def never_wait_here() -> None:
 
 def watch_chords(backend: Any) -> None:
     """Lets a result backend count the parts of chords, and send their bodies, patiently."""
-    backend.on_chord_part_return = _counted(backend.on_chord_part_return)
+    backend.on_chord_part_return = _counted(backend, backend.on_chord_part_return)
     # Sent twice, what is counted in another way counts twice.
     if not getattr(backend, "_chord_zset", False):
         return
@@ -62,12 +69,13 @@ def watch_chords(backend: Any) -> None:
         vars(backend)["_chord_part_return_script"] = _claiming(backend._chord_part_return_script)
 
 
-def _counted(original: Callable[..., Any]) -> Callable[..., Any]:
+def _counted(backend: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     """Notes that a part of a chord is counted, for as long as that takes."""
     parameters = signature(original)
 
     @wraps(original)
     def on_chord_part_return(*args: Any, **kwargs: Any) -> Any:
+        _watch_publishing(backend.app.amqp)
         request = parameters.bind(*args, **kwargs).arguments["request"]
         waits = (os.getpid(), threading.get_ident()) != _loop
         found = _Counting(str(request.group), monotonic() + (PATIENCE if waits else 0.0))
@@ -78,6 +86,23 @@ def _counted(original: Callable[..., Any]) -> Callable[..., Any]:
             _counting.reset(token)
 
     return on_chord_part_return
+
+
+def _watch_publishing(amqp: Any) -> None:
+    """Lets a body that waits in the broker, as any other task's call, be published patiently."""
+    publish = amqp.send_task_message
+    if hasattr(publish, _WATCHED):
+        return
+
+    @wraps(publish)
+    def send_task_message(producer: Any, *args: Any, **kwargs: Any) -> Any:
+        # What stands in for a producer has the patience of its own store.
+        if _counting.get() is None or getattr(producer, "stands_in", False):
+            return publish(producer, *args, **kwargs)
+        return _again(producer.connection, publish)(producer, *args, **kwargs)
+
+    setattr(send_task_message, _WATCHED, True)
+    amqp.send_task_message = send_task_message
 
 
 def group_of_body() -> str | None:
@@ -137,7 +162,15 @@ def _patient(backend: Any, client: Any) -> Any:
     return client
 
 
-def _again(backend: Any, send: Callable[..., Any]) -> Callable[..., Any]:
+def _again(server: Any, send: Callable[..., Any]) -> Callable[..., Any]:
+    """Sends again while a part of a chord is counted, whatever loses its server or is refused.
+
+    Args:
+        server: Has `connection_errors`: a result backend, or kombu's connection to a broker.
+        send: Sends something; twice does no harm.
+    """
+    lost = (*server.connection_errors, OperationalError)
+
     @wraps(send)
     def patiently(*args: Any, **kwargs: Any) -> Any:
         while True:
@@ -146,8 +179,9 @@ def _again(backend: Any, send: Callable[..., Any]) -> Callable[..., Any]:
             except Exception as exc:
                 found = _counting.get()
                 late = found is None or monotonic() > found.until
-                if late or not (isinstance(exc, backend.connection_errors) or is_refusal(exc)):
+                if late or not (isinstance(exc, lost) or is_refusal(exc)):
                     raise
+                logger.warning("a chord goes on as soon as its server answers: %s", exc)
             sleep(PAUSE)
 
     return patiently

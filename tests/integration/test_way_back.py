@@ -115,6 +115,26 @@ def test_a_chord_goes_on_when_the_store_has_memory_again(
     assert body.get(timeout=30) == 3
 
 
+def test_a_chord_goes_on_when_its_broker_is_there_again(
+    cluster: Cluster, apart: Any, cluster_server: EmbeddedServer
+) -> None:
+    """Its body is a task of Celery's own, which cannot be called as its parts end; then it can."""
+    body = chord([apart.batch_part.s(number) for number in range(3)])(apart.total.s())
+    worker = cluster.worker(concurrency=1)
+    wait_until((cluster.folder / "waits").exists, description="the parts run")
+
+    cluster_server.kill()
+    try:
+        let_end(cluster)
+        worker.wait_for("a chord goes on as soon as its server answers")
+    finally:
+        cluster_server.start()
+    # A 5.7.0 worker may have ended with its broker: somebody starts it again.
+    cluster.worker(concurrency=1)
+
+    assert body.get(timeout=30) == 3
+
+
 def test_the_run_after_a_cold_shutdown_is_the_second_one(cluster: Cluster, apart: Any) -> None:
     """Whatever ended the one before, `attempt` is the number of the run."""
     call = apart.last_long.delay()

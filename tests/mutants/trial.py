@@ -55,7 +55,7 @@ _NEAREST = {
         "tests/integration/test_deadline.py",
         "tests/integration/test_topologies.py",
     ],
-    "chords": ["tests/unit/test_endings.py"],
+    "chords": ["tests/unit/test_endings.py", "tests/integration/test_way_back.py"],
     "report": [
         "tests/unit/test_endings.py",
         "tests/unit/test_runner.py",

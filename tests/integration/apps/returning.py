@@ -75,6 +75,19 @@ def count(requests: list[SimpleRequest]) -> list[int]:
     return [request.attempt for request in requests]
 
 
+@batched_task(flush_every=BATCH, flush_interval=0.2, app=app)
+def batch_part(requests: list[SimpleRequest]) -> list[int]:
+    """Parts of chords."""
+    wait_for_permission()
+    return [request.args[0] for request in requests]
+
+
+@app.task
+def total(numbers: list[int]) -> int:
+    """The body of a chord, in a task of Celery's own."""
+    return sum(numbers)
+
+
 @app.task
 def part(number: int) -> int:
     """A part of a chord, in a task of Celery's own."""

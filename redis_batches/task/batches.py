@@ -58,7 +58,7 @@ class Batches(Task):  # type: ignore[type-arg]
     abstract = True
     typing = False
     acks_late = True
-    Request = "redis_batches.worker.steps:DoorbellRequest"
+    Request = "redis_batches.worker.doorbell_request:DoorbellRequest"
     Strategy = "redis_batches.worker.incoming:Strategy"
     flush_every: int = 10
     flush_interval: float = 30

@@ -19,7 +19,7 @@ from redis_batches.app.state import runtime_of
 from redis_batches.core.errors import BatchesError
 from redis_batches.core.model import Place
 from redis_batches.operate.revoke import revoke, revoke_stamped
-from redis_batches.worker.steps import batch_tasks
+from redis_batches.worker.served import batch_tasks
 
 logger = get_logger(__name__)
 

@@ -97,6 +97,8 @@ _NEAREST = {
     "sweeper": ["tests/lua/test_sweep.py"],
     "threads": ["tests/unit/test_threads.py"],
     "steps": ["tests/unit/test_worker.py"],
+    "sweep_thread": ["tests/unit/test_worker.py"],
+    "doorbell_request": ["tests/unit/test_runner.py"],
 }
 
 

@@ -24,7 +24,7 @@ from kombu.transport import memory
 from redis_batches import BacklogFull, Batches, OptionError, SimpleRequest, batched_task
 from redis_batches.app.doorbell import MARKER
 from redis_batches.testing.worker import in_process
-from redis_batches.worker.steps import SWEEP
+from redis_batches.worker.sweep_task import SWEEP
 
 AWARE = datetime(2200, 1, 1, 12, tzinfo=timezone(timedelta(hours=5)))
 NAIVE = datetime(2200, 1, 1, 12)

@@ -27,7 +27,8 @@ from redis_batches.core.errors import BatchesError, StoreError
 from redis_batches.runs.runner import RUNNING, Runner
 from redis_batches.testing.worker import InProcess, in_process
 from redis_batches.upkeep.sweeper import Served, Sweeper
-from redis_batches.worker.steps import batch_tasks, take_back
+from redis_batches.worker.doorbell_request import take_back
+from redis_batches.worker.served import batch_tasks
 from tests.support.clock import Clock
 
 

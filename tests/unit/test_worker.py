@@ -13,7 +13,8 @@ from redis_batches.app.state import runtime_of
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Swept, Trigger
 from redis_batches.driver.keys import NamespaceKeys
-from redis_batches.worker.steps import Sweeping, paced_sweeper
+from redis_batches.upkeep.sweep_thread import SweepThread
+from redis_batches.worker.steps import paced_sweeper
 from tests.support.waiting import wait_until
 
 
@@ -48,8 +49,8 @@ def test_a_sweep_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) ->
     """Whatever it fails with; and what was missed at the start is made good first."""
     done: list[str] = []
 
-    def greet() -> bool:
-        done.append("greet")
+    def register() -> bool:
+        done.append("register")
         return len(done) > 1
 
     def tick() -> float:
@@ -58,11 +59,11 @@ def test_a_sweep_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) ->
             raise RuntimeError("odd")
         return 0.01
 
-    sweeping = Sweeping(tick, greet)
+    sweeping = SweepThread(tick, register)
     wait_until(lambda: len(done) >= 6, description="it goes on")
     sweeping.stop()
 
-    assert done[:6] == ["greet", "tick", "greet", "tick", "tick", "tick"]
+    assert done[:6] == ["register", "tick", "register", "tick", "tick", "tick"]
     assert "a sweep failed" in caplog.text
 
 

@@ -7,11 +7,7 @@ Celery does with a message before it runs it is done as in `celery.worker.strate
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 from uuid import uuid4
 
@@ -28,48 +24,18 @@ from celery.worker.strategy import (  # type: ignore[attr-defined]
     proto1_to_proto2,
 )
 from kombu.exceptions import ContentDisallowed, DecodeError
-from kombu.serialization import registry  # type: ignore[attr-defined]
 
 from redis_batches.app.doorbell import local_message, read_marker, ring
 from redis_batches.app.state import runtime_of
-from redis_batches.calls.send import destination
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import BacklogFull
-from redis_batches.core.model import Group, Outgoing, Status
+from redis_batches.core.model import Status
 from redis_batches.core.printable import printable
-from redis_batches.core.settings import check_task_id
-from redis_batches.wire import protocol
-from redis_batches.wire.envelope import encode, held_size, wrap
+from redis_batches.worker.incoming_call import IncomingCall, prepare
 from redis_batches.worker.unstored import Hold
 
 logger = get_logger(__name__)
 received = get_logger("celery.worker.strategy")
-
-#: Fields of a message of protocol 1 that are no headers in protocol 2.
-_BODY = {"args", "kwargs", "callbacks", "errbacks", "chord", "taskset", "utc", "headers"}
-#: Properties of a message that its sender chose, and that no doorbell or request has by itself.
-_PROPERTIES = ("app_id", "message_id", "type", "user_id")
-#: Headers that say how a message travelled; some differ between deliveries of one message.
-_TRAVEL = ("redelivered", "x-delivery-count", "x-death", "x-first-death-", "x-last-death-")
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A call that arrived.
-
-    Attributes:
-        request: Celery's request, which acknowledges or rejects the message.
-        group: Where the call will wait.
-        outgoing: The call as it will be stored.
-        first: Whether the broker says that it delivers the message for the first time.
-        priority: Of the doorbell that it causes.
-    """
-
-    request: Any
-    group: Group
-    outgoing: Outgoing
-    first: bool
-    priority: int | None
 
 
 class Strategy:
@@ -92,10 +58,10 @@ class Strategy:
             consumer.event_dispatcher,
             app=app,
         )
-        self._hold: Hold[Arrival] = Hold(
+        self._hold: Hold[IncomingCall] = Hold(
             consumer, task.name, self._store, self._drain, runtime_of(app).quiet
         )
-        #: Arrivals of each group since it was last rung for.
+        #: Calls of each group that were stored since it was last rung for.
         self._silent: Counter[str] = Counter()
         self._local = 0
 
@@ -121,13 +87,13 @@ class Strategy:
             if self._is_revoked(request):
                 return
             self._announce(request)
-            arrival = self._prepare(request, headers, call)
+            incoming = prepare(self._task, self._consumer, request, headers, call)
         except self._consumer.connection_errors:
             raise
         except Exception as exc:
             self._refuse(request, exc)
         else:
-            self._hold.take(arrival)
+            self._hold.take(incoming)
 
     # -- reading
 
@@ -164,20 +130,20 @@ class Strategy:
         return request, headers, body if decoded else None
 
     def _is_revoked(self, request: Any) -> bool:
-        """Logs a call as Celery does; returns whether it was revoked or expired, and told so."""
-        told = {
+        """Logs a call as Celery does; returns whether it is over, because revoked or expired."""
+        shown = {
             "id": printable(request.id),
             "name": printable(request.name),
             "args": printable(request.argsrepr),
             "kwargs": printable(request.kwargsrepr),
             "eta": request.eta,
         }
-        received.info(trace.LOG_RECEIVED, told, extra={"data": told})
+        received.info(trace.LOG_RECEIVED, shown, extra={"data": shown})
         try:
             return bool(request.revoked())
         except Exception as exc:
             # Odd stamps, or a result backend that is down: whoever claims it looks again.
-            logger.debug("cannot tell yet whether %s was revoked: %r", told["id"], exc)
+            logger.debug("cannot tell yet whether %s was revoked: %r", shown["id"], exc)
             return False
 
     def _announce(self, request: Any) -> None:
@@ -194,74 +160,6 @@ class Strategy:
             eta=request.eta and request.eta.isoformat(),
             expires=request.expires and request.expires.isoformat(),
         )
-
-    def _prepare(
-        self, request: Any, headers: Mapping[str, Any], call: tuple[Any, Any, Any] | None
-    ) -> Arrival:
-        """Returns a message as a call that can be stored.
-
-        Raises:
-            RequestError: It is too large, or its id cannot be stored.
-            EncodeError: A call of protocol 1 cannot be serialized again.
-        """
-        message, task_id = request.message, check_task_id(request.id)
-        priority = message.properties.get("priority")
-        envelope = protocol.pack(
-            self._task.name,
-            _clean(headers, request),
-            call or ((), {}, None),
-            ignore_result=bool(self._task.ignore_result),
-            keep_reprs=True,
-            reply_to=request.reply_to,
-            priority=priority,
-            properties={
-                **{name: message.properties.get(name) for name in _PROPERTIES},
-                protocol.CORRELATION_ID: request.correlation_id,
-            },
-        )
-        compression = (message.headers or {}).get("compression")
-        limit = runtime_of(self._app).settings.max_payload
-        if call is None:
-            content = (message.content_type, message.content_encoding or "utf-8")
-            head, properties = envelope.headers, envelope.properties
-            data = wrap(head, message.body, content, compression, properties, limit)
-        else:
-            serializer = registry.type_to_name[message.content_type]
-            data = encode(envelope, serializer, compression, limit)
-        size = held_size(data) if compression else None
-        eta_ms = round(request.eta.timestamp() * 1000) if request.eta else None
-        return Arrival(
-            request,
-            self._group_of(message.delivery_info or {}),
-            Outgoing(task_id, self._nonce(message, task_id, data), eta_ms, data, size),
-            (message.delivery_info or {}).get("redelivered") is False,
-            priority if isinstance(priority, int) and priority > 0 else None,
-        )
-
-    def _nonce(self, message: Any, task_id: str, data: bytes) -> str:
-        """Returns what is the same at each delivery of a message, and no other call's."""
-        told = blake2b(f"{task_id}\n".encode() + data, digest_size=8)
-        if self._consumer.connection.transport.driver_type == "redis":
-            # There the sender gives each message a tag, which stays the same.
-            told.update(str(message.delivery_tag).encode())
-        return told.hexdigest()
-
-    def _group_of(self, info: Mapping[str, Any]) -> Group:
-        """Returns the group of direct calls that go to the queue which a message came from."""
-        exchange, key = info.get("exchange") or "", info.get("routing_key") or ""
-        consumed = self._app.amqp.queues.consume_from
-        if not exchange and key in consumed:
-            return Group.of(destination(self._app, {"queue": key}))
-        bound = [
-            queue for queue in consumed.values() if getattr(queue.exchange, "name", "") == exchange
-        ]
-        bound.sort(key=lambda queue: queue.routing_key != key)
-        if not exchange or not bound:
-            return Group.of({"exchange": exchange, "routing_key": key})
-        routed = {"queue": bound[0]}
-        if getattr(bound[0].exchange, "type", "direct") != "direct":
-            routed.update(exchange=exchange, routing_key=key)
-        return Group.of(destination(self._app, routed))
 
     def _refuse(self, request: Any, exc: Exception) -> None:
         """Fails a call that cannot wait in Redis, so that nobody waits for its result."""
@@ -289,7 +187,7 @@ class Strategy:
 
     # -- storing
 
-    def _store(self, arrival: Arrival) -> None:
+    def _store(self, incoming: IncomingCall) -> None:
         """Stores a call, acknowledges its message, and rings if that makes a batch due.
 
         Raises:
@@ -297,12 +195,12 @@ class Strategy:
             BacklogFull: Too many requests wait.
         """
         task, runtime = self._task, runtime_of(self._app)
-        store, call = runtime.sweeping_store(task.name), arrival.outgoing
-        pushed = store.push(arrival.group, task.trigger, [call])
-        if pushed.statuses[0] is Status.DONE and arrival.first:
+        store, call = runtime.sweeping_store(task.name), incoming.outgoing
+        pushed = store.push(incoming.group, task.trigger, [call])
+        if pushed.statuses[0] is Status.DONE and incoming.first:
             # Not a redelivery: a new call with the id and the arguments of one that ran just now.
             call = call._replace(nonce=uuid4().hex[:16])
-            pushed = store.push(arrival.group, task.trigger, [call])
+            pushed = store.push(incoming.group, task.trigger, [call])
         status = pushed.statuses[0]
         if status is Status.FULL:
             raise BacklogFull(task.name, runtime.settings.max_pending, [call.id])
@@ -312,9 +210,9 @@ class Strategy:
                 task.name,
                 call.id,
             )
-        arrival.request.acknowledge()
-        ring(self._app, task.name, pushed.bells, priority=arrival.priority)
-        self._answer_here(arrival.group.id, bool(pushed.bells.count))
+        incoming.request.acknowledge()
+        ring(self._app, task.name, pushed.bells, priority=incoming.priority)
+        self._answer_here(incoming.group.id, bool(pushed.bells.count))
 
     def _answer_here(self, group: str, rung: bool) -> None:
         """Runs a batch whose doorbell waits in the broker, behind all that has yet to arrive."""
@@ -334,20 +232,3 @@ class Strategy:
             self._local -= 1
 
         self._run(local_message(self._app, self._task.name, group), None, ended, ended, ())
-
-
-def _clean(headers: Mapping[str, Any], request: Any) -> dict[str, Any]:
-    """Returns the headers that the call itself has, as JSON can hold them."""
-    kept = {
-        name: value
-        for name, value in headers.items()
-        if value is not None
-        and name != "compression"
-        and not name.startswith(_TRAVEL)
-        and not (name in _BODY and request._decoded)
-    }
-    if request.expires:
-        # Other programs write times in forms that only Celery's parser reads.
-        kept["expires"] = request.expires.isoformat()
-    safe: dict[str, Any] = json.loads(json.dumps(kept, default=str))
-    return safe

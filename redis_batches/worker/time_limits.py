@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.utils.log import get_logger
 
-if TYPE_CHECKING:
-    from redis_batches.task.batches import Batches
+from redis_batches.core.batch_task import BatchTask
 
 logger = get_logger(__name__)
 
@@ -21,7 +20,7 @@ def enforced_limits(pool: Any) -> frozenset[str]:
     return frozenset(("hard",) if "celery.concurrency.gevent.TaskPool" in kinds else ())
 
 
-def warn_of_time_limits(tasks: Iterable[Batches], enforced: frozenset[str]) -> None:
+def warn_of_time_limits(tasks: Iterable[BatchTask], enforced: frozenset[str]) -> None:
     """Says which time limits nobody enforces here: their runs end when their functions return."""
     for task in tasks:
         limits = {"hard": task.time_limit, "soft": task.soft_time_limit}

@@ -11,7 +11,8 @@ from kombu.exceptions import EncodeError
 from redis_batches.app.backends import needs_no_word
 from redis_batches.app.doorbell import ring
 from redis_batches.app.state import runtime_of
-from redis_batches.calls.send import producer_of, push
+from redis_batches.calls.push import push
+from redis_batches.calls.send import producer_of
 from redis_batches.calls.template import Template, is_plain, somebody_listens
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import (

@@ -15,7 +15,7 @@ from celery._state import get_current_task
 
 from redis_batches.app.backends import needs_no_word
 from redis_batches.buffer.group_commit import Committed
-from redis_batches.calls.send import committing, finish
+from redis_batches.calls.push import committing, finish
 from redis_batches.calls.template import Template, is_plain, somebody_listens
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.model import Outgoing

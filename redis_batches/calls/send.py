@@ -6,50 +6,28 @@ remembers where the message would go, and a producer whose `publish` pushes into
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from hashlib import blake2b
-from itertools import count
-from time import monotonic, sleep
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from celery.backends.rpc import RPCBackend
-from celery.exceptions import SoftTimeLimitExceeded
-from celery.utils.log import get_logger
 from celery.utils.time import maybe_iso8601, maybe_make_aware
-from kombu import Queue
 
 from redis_batches.app import chords
-from redis_batches.app.doorbell import ring
+from redis_batches.app.route import destination
 from redis_batches.app.state import runtime_of
-from redis_batches.buffer.group_commit import Committed, Lot
+from redis_batches.buffer.group_commit import Committed
+from redis_batches.calls.message_options import OF_THE_MESSAGE, check_routed
+from redis_batches.calls.publish_retry import PublishRetry
+from redis_batches.calls.push import committing, finish, push, push_body
 from redis_batches.core.batch_task import BatchTask
-from redis_batches.core.errors import (
-    BacklogFull,
-    DuplicateTaskId,
-    NotReplicated,
-    OptionError,
-    ResendTooLate,
-    StoreError,
-)
-from redis_batches.core.model import Group, Outgoing, Pushed, Status
+from redis_batches.core.errors import OptionError
+from redis_batches.core.model import Group, Outgoing, Status
 from redis_batches.core.settings import check_task_id
-from redis_batches.driver.scripts import Age
-from redis_batches.driver.server_errors import passes_by_itself
 from redis_batches.wire import protocol
 from redis_batches.wire.envelope import Envelope, encode, held_size
-from redis_batches.wire.options import PublishRetry, check_routed
-
-logger = get_logger(__name__)
-
-#: Seconds between two tries to store the body of a chord.
-BODY_PAUSE = 0.5
-#: What `send_task` passes to a producer and no request keeps: it belongs to the broker's message.
-_OF_THE_MESSAGE = {
-    *("declare", "delivery_mode", "retry", "retry_policy", "timeout", "confirm_timeout"),
-    *("expiration", "mandatory", "immediate"),
-}
 
 #: Options of a call whose part of its message has another name.
 _OPTIONS = {"callbacks": "link", "errbacks": "link_error"}
@@ -166,7 +144,7 @@ class Hop:
             keep_reprs=self._keep_reprs,
             reply_to=reply_to if self._listens(reply_to) else None,
             priority=priority,
-            properties={k: v for k, v in properties.items() if k not in _OF_THE_MESSAGE},
+            properties={k: v for k, v in properties.items() if k not in OF_THE_MESSAGE},
         )
         for name, value, allowed in protocol.drop_odd(envelope):
             raise OptionError(_OPTIONS.get(name, name), value, allowed)
@@ -189,7 +167,7 @@ class Hop:
         if caller or body or self._producer or self.retry is not None:
             send = partial(push, task, made.group, [request], self.retry, caller)
             slack = runtime_of(self._app).settings.timeout
-            pushed = _push_body(send, slack) if body else send()
+            pushed = push_body(send, slack) if body else send()
             done = Committed(pushed.statuses[0], pushed.bells, pushed.missing)
         else:
             done = committing(task, made.group, made.priority)(request)
@@ -219,161 +197,11 @@ def nonce_of(task_id: str | None, options: Mapping[str, Any]) -> str:
     return blake2b(f"{before}:{task_id}".encode(), digest_size=8).hexdigest()
 
 
-def push(
-    task: BatchTask,
-    group: Group,
-    requests: Sequence[Outgoing],
-    retry: PublishRetry | None,
-    caller: str = "",
-    age: Age | None = None,
-) -> Pushed:
-    """Pushes requests, and again if that fails, as `retry` and `retry_policy` of a call say.
-
-    Args:
-        task: The batch task.
-        group: Where they wait.
-        requests: At most 500.
-        retry: How often and when; None: as the connection does by itself.
-        caller: Token of the batch that they are called from, if any.
-        age: Knows when they were first sent; default: they are sent first by this.
-    """
-    runtime = runtime_of(task.app)
-    if retry is None:
-        return runtime.store(task.name).push(group, task.trigger, requests, caller, age)
-    store, age = runtime.single_try_store(task.name), age or Age(runtime.settings.timeout)
-    for retries in count():
-        try:
-            return store.push(group, task.trigger, requests, caller, age)
-        except StoreError as exc:
-            pause = retry.pause(retries) if passes_by_itself(exc) else None
-            if pause is None:
-                raise
-            if retry.errback is not None:
-                retry.errback(exc, pause)
-        sleep(pause)
-    raise AssertionError("unreachable")
-
-
-def _push_body(store: Callable[[Age], Pushed], slack: float) -> Pushed:
-    """Stores a call; the body of a chord again and again, since nobody would send it later."""
-    until, age = chords.deadline(), Age(slack)
-    while True:
-        try:
-            pushed = store(age)
-            # If it was refused it is sure that it was not stored.
-            age = Age(slack)
-            if pushed.statuses[0] is not Status.FULL or monotonic() >= until:
-                return pushed
-            logger.warning("the body of a chord is sent again: the backlog is full")
-        except StoreError as exc:
-            if monotonic() >= until:
-                raise
-            logger.warning("the body of a chord is sent again: %s", exc)
-        sleep(BODY_PAUSE)
-
-
 def producer_of(app: Any, options: Mapping[str, Any]) -> Any:
     """Returns the kombu producer that a caller chose for its doorbells, or None."""
     if options.get("connection") is not None:
         return app.amqp.Producer(options["connection"], auto_declare=False)
     return options.get("producer") or options.get("publisher")
-
-
-def committing(
-    task: BatchTask, group: Group, priority: int | None
-) -> Callable[[Outgoing], Committed]:
-    """Returns what stores a request, together with what other threads call meanwhile.
-
-    It holds as long as this process does, and the task's trigger.
-    """
-    lot = Lot(group, task.trigger, priority)
-    return partial(runtime_of(task.app).committer(task.name).commit, lot)
-
-
-def finish(
-    task: BatchTask, task_id: str, done: Committed, priority: int | None, producer: Any = None
-) -> None:
-    """Rings if that is this caller's part, and raises what became of its request."""
-    if done.bells is not None and done.bells.count:
-        ring(task.app, task.name, done.bells, priority=priority, producer=producer)
-    if done.status is Status.FULL:
-        limit = runtime_of(task.app).settings.max_pending
-        raise BacklogFull(task.name, limit, [task_id])
-    if done.status is Status.DUPLICATE:
-        raise DuplicateTaskId(task_id)
-    if done.status is Status.FORGOTTEN:
-        raise ResendTooLate(task.name, [task_id])
-    if done.missing:
-        raise NotReplicated(task.name, done.missing)
-
-
-class SentEvents:
-    """Sends the task-sent event of a pushed call to the broker, where monitors listen."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    def publish(self, kind: str, fields: dict[str, Any], _: Any, **options: Any) -> None:
-        """Publishes as Celery's dispatcher does; the call is stored, so no error leaves."""
-        try:
-            with self._app.producer_or_acquire() as producer:
-                self._app.amqp._event_dispatcher.publish(kind, fields, producer, **options)
-        except SoftTimeLimitExceeded:
-            raise
-        except Exception as exc:
-            logger.warning("cannot send the event %s: %r", kind, exc)
-
-
-def destination(app: Any, routed: dict[str, Any]) -> dict[str, Any]:
-    """Returns where a doorbell for routed options goes, as `send_task_message` decides it."""
-    found = _address(app, routed)
-    mode = routed.get("delivery_mode")
-    if mode is not None and mode != app.conf.task_default_delivery_mode:
-        found["delivery_mode"] = mode
-    return found
-
-
-def usual_destination(task: Any) -> dict[str, Any]:
-    """Returns where calls of a task go, as far as that does not depend on their arguments."""
-    app, options = task.app, dict(task._get_exec_options())
-    try:
-        return destination(app, app.amqp.router.route(dict(options), task.name, (), {}, task))
-    except SoftTimeLimitExceeded:
-        raise
-    except Exception as exc:
-        # A user's router function may look into arguments, and there are none here.
-        logger.debug("cannot route %s without a call: %r", task.name, exc)
-        return destination(app, options)
-
-
-def known_routes(task: Any, queues: Iterable[str]) -> list[str]:
-    """Returns where calls of a task may go: its usual queue, the app's, and some by name."""
-    app = task.app
-    names = [*app.amqp.queues, app.conf.task_default_queue, *queues]
-    usual = Group.of(usual_destination(task))
-    found = [Group.of(destination(app, {"queue": name})) for name in dict.fromkeys(names)]
-    return [group.route for group in (usual, *found)]
-
-
-def _address(app: Any, routed: dict[str, Any]) -> dict[str, Any]:
-    queue = routed.get("queue")
-    exchange, routing_key = routed.get("exchange"), routed.get("routing_key")
-    if queue is None and exchange is None:
-        queue = app.amqp.default_queue
-    if queue is None:
-        kind = routed.get("exchange_type") or getattr(exchange, "type", "direct")
-        name = getattr(exchange, "name", exchange)
-        return {"exchange": name, "exchange_type": kind, "routing_key": routing_key or ""}
-    queue = queue if isinstance(queue, Queue) else app.amqp.queues[queue]
-    kind = getattr(queue.exchange, "type", None) or "direct"
-    if (not exchange or not routing_key) and kind == "direct":
-        return {"queue": queue.name, "exchange": "", "routing_key": queue.name}
-    return {
-        "queue": queue.name,
-        "exchange": getattr(exchange, "name", exchange) or queue.exchange.name,
-        "exchange_type": kind,
-        "routing_key": routing_key or queue.routing_key,
-    }
 
 
 def _eta_ms(app: Any, headers: dict[str, Any]) -> int | None:

@@ -15,10 +15,12 @@ from kombu.serialization import prepare_accept_content
 from kombu.utils.uuid import uuid
 
 from redis_batches.app.doorbell import read_marker, ring
+from redis_batches.app.route import known_routes
 from redis_batches.app.state import Runtime, runtime_of
 from redis_batches.calls.bulk import Bulk, pairs_of
 from redis_batches.calls.fast_path import FastPath
-from redis_batches.calls.send import Hop, SentEvents, known_routes, nonce_of, producer_of
+from redis_batches.calls.send import Hop, nonce_of, producer_of
+from redis_batches.calls.sent_events import SentEvents
 from redis_batches.core.model import Bells, Trigger, Verb
 from redis_batches.core.settings import (
     check_function,

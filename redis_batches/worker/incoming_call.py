@@ -10,8 +10,8 @@ from typing import Any
 
 from kombu.serialization import registry  # type: ignore[attr-defined]
 
+from redis_batches.app.route import destination
 from redis_batches.app.state import runtime_of
-from redis_batches.calls.send import destination
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.model import Group, Outgoing
 from redis_batches.core.settings import check_task_id

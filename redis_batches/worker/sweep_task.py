@@ -10,8 +10,8 @@ from celery import Task
 from celery.utils.log import get_logger
 
 from redis_batches.app.doorbell import ring
+from redis_batches.app.route import usual_destination
 from redis_batches.app.state import runtime_of
-from redis_batches.calls.send import usual_destination
 from redis_batches.core.errors import BatchesError
 from redis_batches.upkeep.sweeper import Sweeper
 from redis_batches.worker.served import batch_tasks, registered_tasks

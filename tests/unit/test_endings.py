@@ -805,7 +805,7 @@ def test_the_body_of_a_chord_is_sent_patiently(
         roomy = store.settings
         tight = replace(roomy, max_pending=0)
         monkeypatch.setattr(store, "push", refuses)
-        monkeypatch.setattr("redis_batches.calls.send.sleep", lambda _: None)
+        monkeypatch.setattr("redis_batches.calls.push.sleep", lambda _: None)
         answer_rest(here)
 
         assert refused == [result.id] * 3

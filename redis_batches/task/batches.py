@@ -8,9 +8,8 @@ from functools import partial
 from typing import Any
 
 from celery import Task
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Retry
 from celery.utils.functional import head_from_fun
-from celery.utils.time import get_exponential_backoff_interval
 from kombu.serialization import prepare_accept_content
 from kombu.utils.uuid import uuid
 
@@ -21,27 +20,25 @@ from redis_batches.calls.bulk import Bulk, pairs_of
 from redis_batches.calls.fast_path import FastPath
 from redis_batches.calls.send import Hop, nonce_of, producer_of
 from redis_batches.calls.sent_events import SentEvents
-from redis_batches.core.model import Bells, Trigger, Verb
-from redis_batches.core.settings import (
-    check_function,
-    check_name,
-    check_option_names,
-    check_pydantic,
-    check_task_id,
-    check_typing,
-    make_trigger,
-)
+from redis_batches.core.model import Trigger, Verb
+from redis_batches.core.settings import check_name, check_task_id, make_trigger
+from redis_batches.operate.flush import flush
 from redis_batches.operate.inspector import Inspector
 from redis_batches.operate.revoke import BatchResult
 from redis_batches.runs.batch import Batch, running
 from redis_batches.runs.mark_as import watch_app
 from redis_batches.runs.request import SimpleRequest
 from redis_batches.runs.runner import RUNNING, Runner
+from redis_batches.task.autoretry import autoretry_plan
+from redis_batches.task.checks import (
+    check_function,
+    check_option_names,
+    check_pydantic,
+    check_typing,
+)
 from redis_batches.wire.options import check_call
 from redis_batches.worker import control, steps
 
-#: Doorbells that `flush` rings for one group.
-MAX_FORCED = 16
 _PLAIN_ARGS, _PLAIN_KWARGS = (tuple, type(None)), (dict, type(None))
 
 
@@ -191,15 +188,7 @@ class Batches(Task):  # type: ignore[type-arg]
 
     def flush(self) -> int:
         """Runs what waits now, full or not; returns how many batches were asked for."""
-        store, asked = self._runtime.store(self.name), 0
-        for group, route in store.groups().items():
-            waiting = store.waiting(group)
-            batches = -(-waiting // self.trigger.flush_every)
-            # Each rings for the next, so that a long backlog does not fill the broker.
-            some = Bells(group, route, min(batches, MAX_FORCED), 0)
-            ring(self.app, self.name, some, force=True)
-            asked += batches
-        return asked
+        return flush(self, self._runtime.store(self.name))
 
     @property
     def inspector(self) -> Inspector:
@@ -250,18 +239,9 @@ class Batches(Task):  # type: ignore[type-arg]
                 "inside a batch retry() takes no args and kwargs: each request keeps its own; to "
                 "change them, call the task again with task_id=request.id"
             )
-        kept = [
-            batch.retry(
-                request,
-                countdown=countdown,
-                eta=eta,
-                exc=exc,
-                max_retries=max_retries,
-                verb=Verb.RETRY_BATCH,
-                options=options,
-            )
-            for request in batch.undecided
-        ]
+        again = partial(batch.retry, countdown=countdown, eta=eta, exc=exc, max_retries=max_retries)
+        verb = Verb.RETRY_BATCH
+        kept = [again(request, verb=verb, options=options) for request in batch.undecided]
         if throw and not any(kept) and exc is not None:
             raise exc
         when: Any = eta or countdown
@@ -321,23 +301,7 @@ class Batches(Task):  # type: ignore[type-arg]
             exc: What a run raised.
             retries: How often the request was retried before.
         """
-        covered = tuple(getattr(self, "autoretry_for", ()))
-        excluded = tuple(getattr(self, "dont_autoretry_for", ()))
-        if not isinstance(exc, Exception) or not isinstance(exc, covered):
-            return None
-        if isinstance(exc, (*excluded, Ignore, Retry)):
-            return None
-        plan: dict[str, Any] = dict(getattr(self, "retry_kwargs", {}))
-        plan.pop("throw", None)
-        backoff = float(getattr(self, "retry_backoff", False))
-        if backoff:
-            plan["countdown"] = get_exponential_backoff_interval(
-                factor=int(max(1.0, backoff)),
-                retries=retries,
-                maximum=int(getattr(self, "retry_backoff_max", 600)),
-                full_jitter=getattr(self, "retry_jitter", True),
-            )
-        return plan
+        return autoretry_plan(self, exc, retries)
 
     def running_batch(self, task_id: str) -> Batch | None:
         """Returns the batch of this task that runs in this process and holds an id."""

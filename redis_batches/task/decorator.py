@@ -9,14 +9,14 @@ from celery import Celery, Task, current_app
 from celery._state import _get_active_apps, connect_on_app_finalize  # type: ignore[attr-defined]
 from celery.local import Proxy
 
-from redis_batches.core.settings import (
+from redis_batches.core.settings import make_trigger
+from redis_batches.task.batches import Batches
+from redis_batches.task.checks import (
     check_function,
     check_option_names,
     check_pydantic,
     check_typing,
-    make_trigger,
 )
-from redis_batches.task.batches import Batches
 
 _Decorator: TypeAlias = Callable[[Callable[..., Any]], Batches]
 

@@ -19,11 +19,11 @@ from redis_batches.core.model import Trigger
 from redis_batches.core.settings import (
     HEARTBEATS_PER_LEASE,
     Settings,
-    check_function,
     check_name,
     check_task_id,
     make_trigger,
 )
+from redis_batches.task.checks import check_function
 
 WEEK = 7 * 24 * 3600
 NO_NUMBERS = [None, True, "1", b"1", [], {}, Decimal(1), 1j]

@@ -32,7 +32,7 @@ class Push(Protocol):
         """Stores up to 500 requests of a group."""
 
 
-class Lot(NamedTuple):
+class PushKey(NamedTuple):
     """What requests have in common that may share a script call.
 
     Attributes:
@@ -64,12 +64,12 @@ class _Ticket:
     """A request and the thread or greenlet that waits for its fate."""
 
     __slots__ = (
-        *("age", "ends", "error", "gate", "gone", "lot", "missing", "request", "status"),
+        *("age", "ends", "error", "gate", "gone", "key", "missing", "request", "status"),
         "unshared",
     )
 
-    def __init__(self, lot: Lot, request: Outgoing, ends: float) -> None:
-        self.lot = lot
+    def __init__(self, key: PushKey, request: Outgoing, ends: float) -> None:
+        self.key = key
         self.request = request
         #: When its caller is told at the latest.
         self.ends = ends
@@ -114,7 +114,7 @@ class Committer:
             "Redis has not answered calls of other threads, so this one was not sent"
         )
 
-    def commit(self, lot: Lot, request: Outgoing) -> Committed:
+    def commit(self, key: PushKey, request: Outgoing) -> Committed:
         """Stores a request; returns when its own fate is known.
 
         Raises:
@@ -124,9 +124,9 @@ class Committer:
         me = threading.get_ident()
         if me in self._inside:
             # A signal handler or a finalizer that interrupted this very thread: it cannot wait.
-            pushed = self._push(lot.group, lot.trigger, [request], age=Age(self._slack))
+            pushed = self._push(key.group, key.trigger, [request], age=Age(self._slack))
             return Committed(pushed.statuses[0], pushed.bells, pushed.missing)
-        ticket, bells = _Ticket(lot, request, monotonic() + self._deadline), None
+        ticket, bells = _Ticket(key, request, monotonic() + self._deadline), None
         self._inside.add(me)
         try:
             try:
@@ -185,9 +185,9 @@ class Committer:
         age = ticket.age or Age(self._slack)
         for other in sent:
             other.age = age
-        lot, requests = ticket.lot, [other.request for other in sent]
+        key, requests = ticket.key, [other.request for other in sent]
         try:
-            pushed = self._push(lot.group, lot.trigger, requests, age=age)
+            pushed = self._push(key.group, key.trigger, requests, age=age)
         except BatchesError as exc:
             ticket.error = self._trouble = exc
             for other in sent[1:]:
@@ -216,7 +216,7 @@ class Committer:
             fits = len(taken) + 1 < PUSH_CHUNK and larger <= PUSH_BYTES
             # What was sent before shares a call only with what was sent with it: one age for all.
             fits = fits and ticket.age is leader.age
-            shares = ticket.lot == leader.lot and not ticket.unshared and ticket.ends <= latest
+            shares = ticket.key == leader.key and not ticket.unshared and ticket.ends <= latest
             if fits and shares:
                 taken.append(ticket)
                 size = larger

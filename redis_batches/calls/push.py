@@ -13,7 +13,7 @@ from celery.utils.log import get_logger
 from redis_batches.app import chords
 from redis_batches.app.doorbell import ring
 from redis_batches.app.state import runtime_of
-from redis_batches.buffer.group_commit import Committed, Lot
+from redis_batches.buffer.group_commit import Committed, PushKey
 from redis_batches.calls.publish_retry import PublishRetry
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import (
@@ -93,8 +93,8 @@ def committing(
 
     It holds as long as this process does, and the task's trigger.
     """
-    lot = Lot(group, task.trigger, priority)
-    return partial(runtime_of(task.app).committer(task.name).commit, lot)
+    key = PushKey(group, task.trigger, priority)
+    return partial(runtime_of(task.app).committer(task.name).commit, key)
 
 
 def finish(

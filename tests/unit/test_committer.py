@@ -12,7 +12,7 @@ import fakeredis
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from redis_batches.buffer.group_commit import Committed, Committer, Lot
+from redis_batches.buffer.group_commit import Committed, Committer, PushKey
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import StoreError
 from redis_batches.core.model import Group, Outgoing, Pushed, Status, Trigger
@@ -20,8 +20,8 @@ from redis_batches.core.settings import Settings
 from redis_batches.driver.scripts import Age
 from tests.support.waiting import wait_until
 
-LOT = Lot(Group('{"queue":"a"}'), Trigger(1000, 60_000), None)
-OTHER = Lot(Group('{"queue":"b"}'), Trigger(1000, 60_000), None)
+KEY = PushKey(Group('{"queue":"a"}'), Trigger(1000, 60_000), None)
+OTHER = PushKey(Group('{"queue":"b"}'), Trigger(1000, 60_000), None)
 
 
 class Line:
@@ -48,11 +48,11 @@ class Line:
             self.first()
         return self.store.push(group, trigger, requests)
 
-    def call(self, *ids: str, lot: Lot = LOT, size: int = 10) -> None:
+    def call(self, *ids: str, key: PushKey = KEY, size: int = 10) -> None:
         """Commits each from a thread of its own, in order."""
         for task_id in ids:
             awaited = self._arrived() + 1
-            thread = threading.Thread(target=self._commit, args=(task_id, lot, size), daemon=True)
+            thread = threading.Thread(target=self._commit, args=(task_id, key, size), daemon=True)
             self.threads.append(thread)
             thread.start()
             wait_until(partial(self._has_arrived, awaited), description=f"{task_id} arrived")
@@ -63,10 +63,10 @@ class Line:
     def _has_arrived(self, count: int) -> bool:
         return self._arrived() >= count
 
-    def _commit(self, task_id: str, lot: Lot, size: int) -> None:
+    def _commit(self, task_id: str, key: PushKey, size: int) -> None:
         try:
             request = Outgoing(task_id, "", None, b"x" * size)
-            self.told[task_id] = self.committer.commit(lot, request)
+            self.told[task_id] = self.committer.commit(key, request)
         except BaseException as exc:
             self.told[task_id] = exc
 
@@ -108,7 +108,7 @@ def test_a_lone_caller_goes_straight_out(line: Line) -> None:
     """It waits for nobody."""
     line.through.set()
     for task_id in "abc":
-        assert line.committer.commit(LOT, Outgoing(task_id, "", None, b"")).bells is not None
+        assert line.committer.commit(KEY, Outgoing(task_id, "", None, b"")).bells is not None
     assert line.sent == [["a"], ["b"], ["c"]]
 
 
@@ -141,10 +141,10 @@ def test_a_script_call_is_bounded_and_for_one_group(
     monkeypatch.setattr("redis_batches.buffer.group_commit.PUSH_CHUNK", 3)
     monkeypatch.setattr("redis_batches.buffer.group_commit.PUSH_BYTES", 100)
     line.call("a", "b", "c")
-    line.call("x", lot=OTHER)
+    line.call("x", key=OTHER)
     line.call("d", "e")
     line.call("large", size=1000)
-    line.call("y", lot=OTHER)
+    line.call("y", key=OTHER)
     line.finish()
 
     assert line.sent == [["a"], ["b", "c", "d"], ["x", "y"], ["e"], ["large"]]
@@ -154,7 +154,7 @@ def test_a_script_call_is_bounded_and_for_one_group(
 def test_each_caller_gets_its_own_status(line: Line) -> None:
     """One that is refused fails nobody else."""
     for number in range(597):
-        line.store.push(*LOT[:2], [Outgoing(f"old{number}", "", None, b"x")])
+        line.store.push(*KEY[:2], [Outgoing(f"old{number}", "", None, b"x")])
     line.call("a", "b", "c", "d")
     line.finish()
 
@@ -240,7 +240,7 @@ def test_an_interrupted_follower_is_not_sent(line: Line, monkeypatch: pytest.Mon
 
 def test_a_call_that_interrupts_a_call_of_the_same_thread_goes_alone(line: Line) -> None:
     """A signal handler or a finalizer could never be led by the frame below it."""
-    line.first = lambda: line._commit("handler", LOT, 10)
+    line.first = lambda: line._commit("handler", KEY, 10)
     line.call("a")
     line.call("b")
     line.finish()

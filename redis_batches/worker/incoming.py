@@ -32,7 +32,7 @@ from redis_batches.core.errors import BacklogFull
 from redis_batches.core.model import Status
 from redis_batches.core.printable import printable
 from redis_batches.worker.incoming_call import IncomingCall, prepare
-from redis_batches.worker.unstored import Hold
+from redis_batches.worker.unstored import Unstored
 
 logger = get_logger(__name__)
 received = get_logger("celery.worker.strategy")
@@ -58,7 +58,7 @@ class Strategy:
             consumer.event_dispatcher,
             app=app,
         )
-        self._hold: Hold[IncomingCall] = Hold(
+        self._unstored: Unstored[IncomingCall] = Unstored(
             consumer, task.name, self._store, self._drain, runtime_of(app).quiet
         )
         #: Calls of each group that were stored since it was last rung for.
@@ -93,7 +93,7 @@ class Strategy:
         except Exception as exc:
             self._refuse(request, exc)
         else:
-            self._hold.take(incoming)
+            self._unstored.accept(incoming)
 
     # -- reading
 

@@ -37,7 +37,7 @@ class Waits(Protocol):
 _T = TypeVar("_T", bound=Waits)
 
 
-class Hold(Generic[_T]):
+class Unstored(Generic[_T]):
     """Stores what arrives in its order, and holds it while that is not possible.
 
     A held message is not acknowledged, so the broker delivers it again if the worker dies; then,
@@ -68,11 +68,11 @@ class Hold(Generic[_T]):
         self._warned = -QUIET
         self._quiet = quiet or Quiet()
 
-    def take(self, call: _T) -> None:
+    def accept(self, call: _T) -> None:
         """Stores a call, or holds it behind those that are held already."""
         if self._held:
             self._held.append(call)
-        elif not self._takes(call):
+        elif not self._is_stored(call):
             self._held.append(call)
             self._wait()
         else:
@@ -91,14 +91,14 @@ class Hold(Generic[_T]):
             if not self._held:
                 self._warned = -QUIET
                 return
-            if not self._takes(self._held[0]):
+            if not self._is_stored(self._held[0]):
                 self._wait()
                 return
             self._held.popleft()
             self._let_go()
         self._consumer.timer.call_after(0, self.tick)
 
-    def _takes(self, call: _T) -> bool:
+    def _is_stored(self, call: _T) -> bool:
         """Whether a call is stored; whatever goes wrong, what is held is tried again."""
         try:
             return self._try(call)
@@ -119,7 +119,7 @@ class Hold(Generic[_T]):
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
             if not (isinstance(exc, StoreError) and passes_by_itself(exc)):
                 self._warn(exc)
-            elif self._quiet.may_say("hold"):
+            elif self._quiet.may_say("unstored"):
                 logger.warning("what arrives for batch tasks is held, and tried again: %s", exc)
             return False
         self._pause = FIRST_PAUSE

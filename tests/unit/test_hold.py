@@ -12,7 +12,7 @@ import pytest
 from redis_batches.core.errors import BacklogFull, Unanswered
 from redis_batches.core.model import Group
 from redis_batches.core.outage import Quiet
-from redis_batches.worker.unstored import Hold
+from redis_batches.worker.unstored import Unstored
 
 
 class Consumer:
@@ -45,18 +45,18 @@ def test_an_error_that_nobody_expects_holds_nothing_for_ever(
     stored: list[str] = []
     well = False
 
-    def store(arrival: Any) -> None:
+    def store(incoming: Any) -> None:
         if not well:
             raise RuntimeError("odd") if part == "store" else BacklogFull("shop.click", 1, [])
-        stored.append(arrival.name)
+        stored.append(incoming.name)
 
     def drain(_: str) -> None:
         raise RuntimeError("odd")
 
     consumer = Consumer()
-    hold: Hold[Any] = Hold(consumer, "shop.click", store, drain)
-    hold.take(call("a"))
-    hold.take(call("b"))
+    unstored: Unstored[Any] = Unstored(consumer, "shop.click", store, drain)
+    unstored.accept(call("a"))
+    unstored.accept(call("b"))
     consumer.fire()
     assert stored == []
     failed = [record for record in caplog.records if record.exc_info]
@@ -77,9 +77,9 @@ def test_one_outage_is_named_once_for_all_tasks(caplog: pytest.LogCaptureFixture
 
     consumer, quiet = Consumer(), Quiet()
     for name in "abc":
-        hold: Hold[Any] = Hold(consumer, name, store, lambda _: None, quiet)
-        hold.take(call(name))
-        hold.tick()
+        unstored: Unstored[Any] = Unstored(consumer, name, store, lambda _: None, quiet)
+        unstored.accept(call(name))
+        unstored.tick()
 
     assert len(caplog.records) == 1
     assert "Redis did not answer" in caplog.text

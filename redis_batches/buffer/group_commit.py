@@ -181,7 +181,7 @@ class Committer:
         self._sent = sent = [ticket]
         if self._waiting:
             with self._mutex:
-                sent += self._take(ticket)
+                sent += self._gather(ticket)
         age = ticket.age or Age(self._slack)
         for other in sent:
             other.age = age
@@ -203,8 +203,8 @@ class Committer:
             other.status = status
         return pushed.bells
 
-    def _take(self, leader: _Ticket) -> list[_Ticket]:
-        """Takes the requests that share a script call with the leader's, oldest first."""
+    def _gather(self, leader: _Ticket) -> list[_Ticket]:
+        """Gathers the requests that share a script call with the leader's, oldest first."""
         taken: list[_Ticket] = []
         if leader.unshared:
             return taken

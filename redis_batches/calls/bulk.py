@@ -13,7 +13,7 @@ from redis_batches.app.doorbell import ring
 from redis_batches.app.state import runtime_of
 from redis_batches.calls.push import push
 from redis_batches.calls.send import producer_of
-from redis_batches.calls.template import Template, is_plain, somebody_listens
+from redis_batches.calls.template import Template, only_celery_decides, somebody_listens
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import (
     BacklogFull,
@@ -92,7 +92,7 @@ class Bulk:
                     self._add(*_checked(*pair))
                 except _UNUSABLE as exc:
                     raise UnusableCall(index, len(self.results), exc) from exc
-            self._flush()
+            self._store_chunk()
         except BatchesError as exc:
             exc.accepted = tuple(self.results)
             raise
@@ -108,23 +108,25 @@ class Bulk:
         request = self._template.request(args, kwargs)
         size = len(request.envelope)
         if self._chunk and self._size + size > PUSH_BYTES:
-            self._flush()
+            self._store_chunk()
         self._chunk.append(request)
         self._size += size
         if len(self._chunk) == PUSH_CHUNK:
-            self._flush()
+            self._store_chunk()
 
     def _make_template(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Template | None:
         """Returns what the next calls have in common, or None if each goes its own way."""
         task = self._task
-        if somebody_listens() or not is_plain(task) or self._options.get("router") is not None:
+        if somebody_listens() or not only_celery_decides(task):
+            return None
+        if self._options.get("router") is not None:
             return None
         backend = task.backend
         if not needs_no_word(backend) and not isinstance(backend, RPCBackend):
             return None
         return Template(task, args, kwargs, self._shared)
 
-    def _flush(self) -> None:
+    def _store_chunk(self) -> None:
         """Stores the chunk in one script call, and rings."""
         chunk, template, task = self._chunk, self._template, self._task
         if not chunk or template is None:

@@ -149,9 +149,9 @@ class Hop:
         for name, value, allowed in protocol.drop_odd(envelope):
             raise OptionError(_OPTIONS.get(name, name), value, allowed)
         group, eta_ms = Group.of(self._destination), _eta_ms(self._app, headers)
-        self._take(Made(task_id, envelope, serializer, compression, group, eta_ms, priority))
+        self._store(Made(task_id, envelope, serializer, compression, group, eta_ms, priority))
 
-    def _take(self, made: Made) -> None:
+    def _store(self, made: Made) -> None:
         """Stores what Celery made of the call."""
         task = self._task
         limit = runtime_of(self._app).settings.max_payload

@@ -29,11 +29,11 @@ _TIMES = ("eta", "expires")
 
 
 class _Sample(Hop):
-    """Takes what Celery made of a call, in the place of Redis."""
+    """Keeps what Celery made of a call, in the place of Redis."""
 
     made: Made
 
-    def _take(self, made: Made) -> None:
+    def _store(self, made: Made) -> None:
         self.made = made
 
 
@@ -114,7 +114,7 @@ def somebody_listens() -> bool:
     return bool(_BEFORE.receivers or _AFTER.receivers or _SENT.receivers)
 
 
-def is_plain(task: BatchTask) -> bool:
+def only_celery_decides(task: BatchTask) -> bool:
     """Whether only Celery's own code decides what becomes of a call, whatever its arguments."""
     app: Any = task.app
     conf, amqp = app.conf, app.amqp

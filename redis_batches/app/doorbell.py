@@ -25,8 +25,8 @@ from redis_batches.core.model import Bells
 logger = get_logger(__name__)
 
 MARKER = "redis_batches"
-#: What a worker's main process adds to the marker: whether the run may go on with the next batch.
-GOES_ON = "goes_on"
+#: What a worker's main process adds to the marker: whether the run may drain on.
+DRAIN_ON = "drain_on"
 #: And this: whether the worker's pool ends a run at its time limit.
 ENFORCED = "enforced"
 ERRBACK = "redis_batches.on_batch_lost"
@@ -35,7 +35,7 @@ DEADLINE = 5.0
 #: Which group a doorbell was rung for, when (0: not known), and how it is to be answered.
 Marker: TypeAlias = dict[str, Any]
 _GROUP = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_FLAGS = ("force", "counted", GOES_ON)
+_FLAGS = ("force", "counted", DRAIN_ON)
 _MAX_MS = 2**53
 
 

@@ -16,7 +16,7 @@ from celery.utils.nodenames import gethostname
 from kombu.serialization import prepare_accept_content
 from kombu.utils.uuid import uuid
 
-from redis_batches.app.doorbell import ENFORCED, GOES_ON, new_token, ring
+from redis_batches.app.doorbell import DRAIN_ON, ENFORCED, new_token, ring
 from redis_batches.app.state import runtime_of
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
@@ -77,7 +77,7 @@ class Runner:
     def answer(self, marker: dict[str, Any]) -> Any:
         """Claims a batch for a doorbell, runs it and settles it; returns what the function did.
 
-        While a backlog is deep it goes on with the next ones; see `following`.
+        While a backlog is deep it drains on; see `next_batch`.
 
         Raises:
             Ignore: There was nothing to run.
@@ -90,7 +90,7 @@ class Runner:
             raise Ignore(f"nothing to run: {lease.reason}")
         force = bool(marker.get("force"))
         # A doorbell was rung for the rest, so there may be more than those that are out are for.
-        goes_on = marker.get(GOES_ON) and lease.bells.count and not force
+        goes_on = marker.get(DRAIN_ON) and lease.bells.count and not force
         returned = self._keep(lease, force=force)
         while goes_on and monotonic() < until and not is_watched(self._task):
             setattr(self._task.request, RUNNING, None)

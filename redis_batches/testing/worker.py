@@ -29,12 +29,12 @@ class InProcess:
         self.bells = bells
         self._answered = 0
 
-    def answer(self, *, force: bool = False, goes_on: bool = False) -> None:
+    def answer(self, *, force: bool = False, drain_on: bool = False) -> None:
         """Runs the task as a worker does that got the newest doorbell."""
         bells = self.bells.pop()
         self._answered += 1
         marker = {"group": bells.group, "rung_ms": bells.rung_ms, "force": force}
-        marker |= {doorbell.GOES_ON: goes_on, doorbell.ENFORCED: True}
+        marker |= {doorbell.DRAIN_ON: drain_on, doorbell.ENFORCED: True}
         self.task.push_request(
             id=f"bell-{self._answered}",
             hostname="worker@here",

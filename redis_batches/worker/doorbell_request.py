@@ -8,7 +8,7 @@ from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_logger
 from celery.worker.request import Request
 
-from redis_batches.app.doorbell import ENFORCED, GOES_ON, MARKER, is_token_of, read_marker, ring
+from redis_batches.app.doorbell import DRAIN_ON, ENFORCED, MARKER, is_token_of, read_marker, ring
 from redis_batches.app.state import runtime_of
 from redis_batches.runs.next_batch import is_limited
 from redis_batches.runs.runner import RUNNING, Runner
@@ -27,9 +27,9 @@ class DoorbellRequest(Request):
         this: Any = self
         if marker := read_marker(this._request_dict):
             runtime = runtime_of(this.app)
-            goes_on = not (runtime.limits_runs or is_limited(this.task))
+            drain_on = not (runtime.limits_runs or is_limited(this.task))
             enforced = "hard" in runtime.enforced_limits
-            this._request_dict[MARKER] = {**marker, GOES_ON: goes_on, ENFORCED: enforced}
+            this._request_dict[MARKER] = {**marker, DRAIN_ON: drain_on, ENFORCED: enforced}
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
         """Takes the batch back, too, where Celery calls no errback, as for what it requeues."""

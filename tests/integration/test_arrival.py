@@ -307,7 +307,7 @@ MARKERS: list[Any] = [
     *(*ODD, "garbage", {"group": 5}, {"group": "x"}, {"group": "x" * 5000, "rung_ms": 1}),
     *({"group": "x", "rung_ms": value} for value in ("1", 1.5, True, -1, None, [])),
     *({"group": value, "rung_ms": 1} for value in (None, 5, [], {}, "", "a|b", "a\nb")),
-    *({"group": "x", "rung_ms": 1, name: 5} for name in ("force", "counted", "goes_on")),
+    *({"group": "x", "rung_ms": 1, name: 5} for name in ("force", "counted", "drain_on")),
 ]
 NAMES = [
     *("shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id"),

@@ -46,7 +46,7 @@ def test_what_anybody_may_send_is_no_marker(odd: Any) -> None:
         assert read_marker({MARKER: {key: well[key] for key in well.keys() - {name}}}) is None
         if (name, odd) not in (("group", "garbage"), ("rung_ms", 5)):
             assert read_marker({MARKER: {**well, name: odd}}) is None
-    for name in ("force", "counted", doorbell.GOES_ON):
+    for name in ("force", "counted", doorbell.DRAIN_ON):
         if odd is not True:
             assert read_marker({MARKER: {**well, name: odd}}) is None
 

@@ -70,19 +70,19 @@ def fill(here: InProcess) -> None:
 
 def test_it_goes_on_until_the_doorbells_suffice(here: InProcess, ran: list[int]) -> None:
     """Each of those finds a batch then: none was rung for nothing."""
-    here.answer(goes_on=True)
+    here.answer(drain_on=True)
 
     assert ran == list(range(BATCHES - MAX_BELLS))
     assert len(here.bells) == MAX_BELLS
     while here.bells:
-        here.answer(goes_on=True)
+        here.answer(drain_on=True)
     assert ran == list(range(BATCHES))
     assert here.task.stats()["acked"] == BATCHES
 
 
 def test_it_does_not_go_on_unless_the_main_process_says_so(here: InProcess, ran: list[int]) -> None:
     """That knows whether runs are limited."""
-    here.answer(goes_on=False)
+    here.answer(drain_on=False)
 
     assert ran == [0]
 
@@ -93,7 +93,7 @@ def test_it_ends_after_a_moment(
     """Other tasks of the queue, and a shutdown, wait no longer than that."""
     monkeypatch.setattr("redis_batches.runs.runner.MOMENT", 0.0)
 
-    here.answer(goes_on=True)
+    here.answer(drain_on=True)
 
     assert ran == [0]
 
@@ -109,7 +109,7 @@ def test_whoever_listens_hears_of_each_batch(here: InProcess, ran: list[int], si
 
     signal.connect(listener)
     try:
-        here.answer(goes_on=True)
+        here.answer(drain_on=True)
     finally:
         signal.disconnect(listener)
 
@@ -123,7 +123,7 @@ def test_a_class_that_wraps_runs_wraps_each_batch(
     """As Flask's documented task class does, with an app context."""
     with in_process(function, 1, base=base) as here:
         fill(here)
-        here.answer(goes_on=True)
+        here.answer(drain_on=True)
 
     assert ran == [0]
 
@@ -142,7 +142,7 @@ def test_a_later_batch_fails_as_the_first_does(ran: list[int]) -> None:
             results.append(here.task.delay(number))
 
         with pytest.raises(ValueError, match="the third"):
-            here.answer(goes_on=True)
+            here.answer(drain_on=True)
 
         assert ran == [0, 1, 2]
         assert [result.state for result in results[:4]] == ["SUCCESS"] * 2 + ["FAILURE", "PENDING"]

@@ -69,15 +69,15 @@ class Registry:
                     )
         return read
 
-    def knock(self) -> bool:
+    def may_send(self) -> bool:
         """Returns whether beat may send a sweep message; not while one waits for a worker."""
-        return self._knock(opened=False) == "send"
+        return self._throttle(opened=False) == "send"
 
-    def open(self) -> None:
+    def answered(self) -> None:
         """Notes that a worker runs a sweep message."""
-        self._knock(opened=True)
+        self._throttle(opened=True)
 
-    def _knock(self, *, opened: bool) -> str:
+    def _throttle(self, *, opened: bool) -> str:
         script = load_scripts()["knock"]
         reply = script(self._client, self._keys, now_ms=self._clock(), opened=int(opened))
         return str(reply[0])

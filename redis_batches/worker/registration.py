@@ -25,7 +25,7 @@ def register(app: Any) -> bool:
     runtime = runtime_of(app)
     try:
         runtime.check_server()
-        runtime.registry.open()
+        runtime.registry.answered()
         runtime.registry.write({task.name: task.trigger for task in batch_tasks(app)})
     except StoreError as exc:
         if runtime.quiet.may_say("register"):

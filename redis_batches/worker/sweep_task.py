@@ -31,7 +31,7 @@ class SweepTask(Task):  # type: ignore[type-arg]
 
     def run(self) -> None:
         """Sweeps."""
-        runtime_of(self.app).registry.open()
+        runtime_of(self.app).registry.answered()
         registered = registered_tasks(self.app)
         quiet = runtime_of(self.app).quiet
         Sweeper(lambda: registered, partial(ring, self.app), MAX_PERIOD, quiet=quiet).tick()
@@ -42,7 +42,7 @@ class SweepTask(Task):  # type: ignore[type-arg]
         Returns None, and sends nothing, while the last one still waits for a worker.
         """
         try:
-            if not runtime_of(self.app).registry.knock():
+            if not runtime_of(self.app).registry.may_send():
                 return None
         except BatchesError as exc:
             if runtime_of(self.app).quiet.may_say("beat"):

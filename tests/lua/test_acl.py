@@ -89,8 +89,8 @@ def test_everything_works_with_the_documented_rights(limited: redis.Redis, names
     registry = Registry(limited, namespace)
     registry.write({"task": Trigger(10, 1000)})
     assert registry.read() == {"task": Trigger(10, 1000)}
-    assert registry.knock()
-    registry.open()
+    assert registry.may_send()
+    registry.answered()
 
 
 def test_a_command_that_is_not_allowed_is_an_error_of_ours(

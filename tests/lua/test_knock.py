@@ -18,26 +18,26 @@ def registry(client: redis.Redis, namespace: str, clock: Clock) -> Registry:
 def test_an_answered_message_lets_beat_send_the_next(registry: Registry) -> None:
     """As often as beat ticks."""
     for _ in range(3):
-        assert registry.knock()
-        registry.open()
+        assert registry.may_send()
+        registry.answered()
 
 
 def test_a_day_without_workers_costs_few_messages(registry: Registry, clock: Clock) -> None:
-    """The pause doubles up to ten minutes; a worker that opens ends it."""
+    """The pause doubles up to ten minutes; a worker that answers ends it."""
     sent = 0
     for _ in range(24 * 360):
-        sent += registry.knock()
+        sent += registry.may_send()
         clock.advance(10_000)
     assert 24 * 6 <= sent <= 24 * 6 + 10
 
-    registry.open()
-    assert registry.knock()
+    registry.answered()
+    assert registry.may_send()
     clock.advance(1000)
-    assert registry.knock()
+    assert registry.may_send()
 
 
 def test_a_clock_that_went_back_does_not_silence_beat(registry: Registry, clock: Clock) -> None:
     """What lies in the future is not waited for."""
-    assert registry.knock()
+    assert registry.may_send()
     clock.advance(-3_600_000)
-    assert registry.knock()
+    assert registry.may_send()

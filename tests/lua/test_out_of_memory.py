@@ -14,25 +14,8 @@ from redis_batches.core.model import Idle, Status
 from redis_batches.core.settings import Settings
 from redis_batches.testing.server import EmbeddedServer
 from redis_batches.upkeep.sweeper import Served, Sweeper
+from tests.support import steps
 from tests.support.clock import Clock
-from tests.support.steps import (
-    GROUP,
-    INTERVAL_MS,
-    LEASE_MS,
-    SECOND,
-    TRIGGER,
-    ack_all,
-    call,
-    claim,
-    dead,
-    ids_of,
-    push,
-    put_back,
-    read,
-    retry,
-    try_claim,
-    waiting,
-)
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +58,19 @@ def memory(store: Store) -> Memory:
 @pytest.fixture
 def lease(store: Store) -> Lease:
     """A batch of a, b and c; d, e and f wait."""
-    push(store, *"abcdef")
-    return claim(store, bell="bell")
+    steps.push(store, *"abcdef")
+    return steps.claim(store, bell="bell")
 
 
 def test_a_push_is_refused_whole(store: Store, memory: Memory) -> None:
     """Its error says what it is, and nothing is stored of it."""
-    push(store, "a")
+    steps.push(store, "a")
     memory.is_full()
-    before = read(store)
+    before = steps.read(store)
 
     with pytest.raises(OutOfMemory, match="push"):
-        push(store, "b", "c")
-    assert read(store) == before
+        steps.push(store, "b", "c")
+    assert steps.read(store) == before
 
 
 def test_a_retry_from_inside_a_batch_is_refused_whole(
@@ -95,38 +78,38 @@ def test_a_retry_from_inside_a_batch_is_refused_whole(
 ) -> None:
     """The batch still owns its request, and settles it in another way."""
     memory.is_full()
-    before = read(store)
+    before = steps.read(store)
 
     with pytest.raises(OutOfMemory, match="push"):
-        push(store, call("a", "again"), caller=lease.token)
-    assert read(store) == before
+        steps.push(store, steps.call("a", "again"), caller=lease.token)
+    assert steps.read(store) == before
 
 
 def test_a_call_that_is_stored_already_is_told_so(store: Store, memory: Memory) -> None:
     """It is not refused: its first reply was lost."""
-    push(store, *"abc")
+    steps.push(store, *"abc")
     memory.is_full()
 
-    assert set(push(store, *"abc").statuses) == {Status.AGAIN}
+    assert set(steps.push(store, *"abc").statuses) == {Status.AGAIN}
 
 
 def test_a_batch_can_be_claimed(store: Store, lease: Lease, memory: Memory) -> None:
     """Also if the reply was lost."""
     memory.is_full()
 
-    assert ids_of(claim(store, token="token", bell="other")) == ["d", "e", "f"]
-    assert ids_of(claim(store, token="token", bell="other")) == ["d", "e", "f"]
+    assert steps.ids_of(steps.claim(store, token="token", bell="other")) == ["d", "e", "f"]
+    assert steps.ids_of(steps.claim(store, token="token", bell="other")) == ["d", "e", "f"]
 
 
 def test_a_claim_in_vain_is_no_error(store: Store, lease: Lease, memory: Memory) -> None:
     """Whether nothing is due, or nothing waits."""
-    push(store, "g")
+    steps.push(store, "g")
     memory.is_full()
-    claim(store)
+    steps.claim(store)
 
-    assert try_claim(store, bell="third") == Idle("not_due", INTERVAL_MS)
-    claim(store, force=True)
-    assert try_claim(store, bell="fourth") == Idle("empty")
+    assert steps.try_claim(store, bell="third") == Idle("not_due", steps.INTERVAL_MS)
+    steps.claim(store, force=True)
+    assert steps.try_claim(store, bell="fourth") == Idle("empty")
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -136,18 +119,18 @@ def test_a_batch_can_be_acked(store: Store, lease: Lease, memory: Memory, times:
     for _ in range(times):
         lease.ack(["a"])
     for _ in range(times):
-        ack_all(lease)
+        steps.ack_all(lease)
 
-    assert sorted(read(store).items) == ["d", "e", "f"]
+    assert sorted(steps.read(store).items) == ["d", "e", "f"]
 
 
 def test_a_lease_can_be_extended(store: Store, lease: Lease, memory: Memory, clock: Clock) -> None:
     """Else every batch would run again."""
     memory.is_full()
-    clock.advance(SECOND)
+    clock.advance(steps.SECOND)
 
     assert lease.extend()
-    assert read(store).leases == {lease.token: clock.now_ms + LEASE_MS}
+    assert steps.read(store).leases == {lease.token: clock.now_ms + steps.LEASE_MS}
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -156,10 +139,14 @@ def test_requests_can_be_given_back(store: Store, lease: Lease, memory: Memory, 
     memory.is_full()
     for _ in range(times):
         lease.release(
-            [*retry("a", delay_ms=SECOND, error="x"), *put_back("b"), *dead("c", error="x")]
+            [
+                *steps.retry("a", delay_ms=steps.SECOND, error="x"),
+                *steps.put_back("b"),
+                *steps.dead("c", error="x"),
+            ]
         )
 
-    state = read(store)
+    state = steps.read(store)
     assert [state.places(one)[0].split()[0] for one in "abc"] == ["delayed", "pending", "dead"]
 
 
@@ -167,12 +154,12 @@ def test_a_batch_can_be_taken_back(
     store: Store, lease: Lease, memory: Memory, clock: Clock
 ) -> None:
     """From a worker that died of the same shortage."""
-    clock.advance(LEASE_MS)
+    clock.advance(steps.LEASE_MS)
     memory.is_full()
     for _ in range(2):
-        store.reclaim(lease.token, GROUP.id, TRIGGER)
+        store.reclaim(lease.token, steps.GROUP.id, steps.TRIGGER)
 
-    assert waiting(store) == list("abcdef")
+    assert steps.waiting(store) == list("abcdef")
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -180,12 +167,12 @@ def test_requests_can_be_cancelled(store: Store, lease: Lease, memory: Memory, t
     """Those that wait, and those that run, once or twice."""
     memory.is_full()
     for _ in range(times):
-        cancelled, _ = store.cancel(GROUP.id, ["a", "d"], TRIGGER, token="token")
+        cancelled, _ = store.cancel(steps.GROUP.id, ["a", "d"], steps.TRIGGER, token="token")
     assert cancelled is not None
-    ack_all(cancelled)
+    steps.ack_all(cancelled)
 
-    assert waiting(store) == ["e", "f"]
-    assert claim(store, force=True).requests
+    assert steps.waiting(store) == ["e", "f"]
+    assert steps.claim(store, force=True).requests
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -193,13 +180,13 @@ def test_what_was_delayed_can_be_promoted(
     store: Store, memory: Memory, clock: Clock, times: int
 ) -> None:
     """Once or twice."""
-    push(store, call("a", eta_ms=clock.now_ms + SECOND))
-    clock.advance(SECOND)
+    steps.push(store, steps.call("a", eta_ms=clock.now_ms + steps.SECOND))
+    clock.advance(steps.SECOND)
     memory.is_full()
     for _ in range(times):
-        store.promote(GROUP.id, ["a"], TRIGGER)
+        store.promote(steps.GROUP.id, ["a"], steps.TRIGGER)
 
-    assert waiting(store) == ["a"]
+    assert steps.waiting(store) == ["a"]
 
 
 @pytest.mark.parametrize("name", ["", "anne"], ids=["beat", "worker"])
@@ -207,23 +194,23 @@ def test_a_sweeper_goes_on(
     store: Store, lease: Lease, memory: Memory, clock: Clock, name: str
 ) -> None:
     """Else nobody would be woken, and the memory would stay full."""
-    push(store, call("g", eta_ms=clock.now_ms + SECOND), "h")
-    clock.advance(LEASE_MS)
+    steps.push(store, steps.call("g", eta_ms=clock.now_ms + steps.SECOND), "h")
+    clock.advance(steps.LEASE_MS)
     memory.is_full()
     rung = []
-    served = [Served(store, TRIGGER)]
+    served = [Served(store, steps.TRIGGER)]
     Sweeper(lambda: served, lambda _, bells: rung.append(bells), 1.0, name).tick()
 
     assert sum(bells.count for bells in rung) > 0
-    assert waiting(store) == [*"abcdef", "h", "g"]
+    assert steps.waiting(store) == [*"abcdef", "h", "g"]
 
 
 def test_the_backlog_drains(store: Store, lease: Lease, memory: Memory) -> None:
     """Then there is room again."""
     memory.is_full()
-    ack_all(lease)
-    ack_all(claim(store))
-    assert read(store).items == {}
+    steps.ack_all(lease)
+    steps.ack_all(steps.claim(store))
+    assert steps.read(store).items == {}
     memory.is_free()
 
-    assert push(store, "g").statuses == (Status.NEW,)
+    assert steps.push(store, "g").statuses == (Status.NEW,)

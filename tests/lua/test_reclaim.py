@@ -10,43 +10,25 @@ import pytest
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Bells, Trigger
+from tests.support import steps
 from tests.support.clock import Clock
-from tests.support.steps import (
-    GROUP,
-    HOUR,
-    INTERVAL_MS,
-    LEASE_MS,
-    SECOND,
-    TRIGGER,
-    ack_all,
-    call,
-    claim,
-    ids_of,
-    place,
-    push,
-    push_and_claim,
-    put_back,
-    read,
-    try_claim,
-    waiting,
-)
 
 pytestmark = pytest.mark.usefixtures("sound")
 
 
-def reclaim(store: Store, lease: Lease, *, trigger: Trigger = TRIGGER) -> Bells:
+def reclaim(store: Store, lease: Lease, *, trigger: Trigger = steps.TRIGGER) -> Bells:
     """Takes a batch back whose worker is known to be dead."""
-    return store.reclaim(lease.token, GROUP.id, trigger, seen_dead=True)
+    return store.reclaim(lease.token, steps.GROUP.id, trigger, seen_dead=True)
 
 
 def reply(store: Store, token: str, *, seen_dead: bool = False) -> list:
     """Returns what the script answers."""
     return store.run(
         "reclaim",
-        group=GROUP.id,
+        group=steps.GROUP.id,
         token=token,
         flush_every=3,
-        interval_ms=INTERVAL_MS,
+        interval_ms=steps.INTERVAL_MS,
         window_ms=1,
         seen_dead=int(seen_dead),
         step=1000,
@@ -55,65 +37,65 @@ def reply(store: Store, token: str, *, seen_dead: bool = False) -> list:
 
 def test_a_batch_comes_back_when_its_lease_has_expired(store: Store, clock: Clock) -> None:
     """It waits again, at the head and due at once."""
-    lease = push_and_claim(store, *"abc")
-    clock.advance(LEASE_MS)
-    push(store, "d")
+    lease = steps.push_and_claim(store, *"abc")
+    clock.advance(steps.LEASE_MS)
+    steps.push(store, "d")
 
     assert reply(store, lease.token)[:2] == ["reclaimed", 3]
-    assert waiting(store) == ["a", "b", "c", "d"]
-    assert ids_of(claim(store)) == ["a"]
+    assert steps.waiting(store) == ["a", "b", "c", "d"]
+    assert steps.ids_of(steps.claim(store)) == ["a"]
 
 
 def test_a_batch_whose_worker_is_alive_stays(store: Store, clock: Clock) -> None:
     """The worker extended its lease after the sweep had seen it."""
-    lease = push_and_claim(store, *"abc")
-    clock.advance(LEASE_MS)
+    lease = steps.push_and_claim(store, *"abc")
+    clock.advance(steps.LEASE_MS)
     lease.extend()
-    clock.advance(SECOND)
-    before = read(store)
+    clock.advance(steps.SECOND)
+    before = steps.read(store)
 
-    assert reply(store, lease.token) == ["alive", str(LEASE_MS - SECOND).encode()]
-    assert read(store) == before
+    assert reply(store, lease.token) == ["alive", str(steps.LEASE_MS - steps.SECOND).encode()]
+    assert steps.read(store) == before
 
 
 def test_a_batch_that_is_gone_stays_gone(store: Store) -> None:
     """It was acked, or another sweeper was faster."""
-    lease = push_and_claim(store, *"abc")
+    lease = steps.push_and_claim(store, *"abc")
     reclaim(store, lease)
-    before = read(store)
+    before = steps.read(store)
 
     assert reply(store, lease.token, seen_dead=True) == ["gone"]
     assert reclaim(store, lease).count == 0
-    assert read(store) == before
+    assert steps.read(store) == before
 
 
 def test_a_batch_comes_back_at_once_from_a_worker_that_was_seen_to_die(store: Store) -> None:
     """Nobody waits for its lease."""
-    reclaim(store, push_and_claim(store, *"abc"))
+    reclaim(store, steps.push_and_claim(store, *"abc"))
 
-    assert waiting(store) == ["a", "b", "c"]
+    assert steps.waiting(store) == ["a", "b", "c"]
     assert store.stats()["reclaimed"] == 1
 
 
 def test_what_came_back_is_rung_for(store: Store) -> None:
     """By whoever took it back, though the claim had emptied the group."""
-    lease = push_and_claim(store, *"abc")
+    lease = steps.push_and_claim(store, *"abc")
 
-    assert reclaim(store, lease) == Bells(GROUP.id, GROUP.route, 1, 0)
-    assert store.groups() == {GROUP.id: GROUP.route}
+    assert reclaim(store, lease) == Bells(steps.GROUP.id, steps.GROUP.route, 1, 0)
+    assert store.groups() == {steps.GROUP.id: steps.GROUP.route}
 
 
 def test_what_comes_back_is_ordered_by_age(store: Store, clock: Clock) -> None:
     """Whichever batch comes back first."""
-    one = Trigger(1, INTERVAL_MS)
+    one = Trigger(1, steps.INTERVAL_MS)
     leases = []
     for task_id in "abc":
-        leases.append(push_and_claim(store, task_id, trigger=one))
+        leases.append(steps.push_and_claim(store, task_id, trigger=one))
         clock.advance(1)
     for number in (1, 2, 0):
         reclaim(store, leases[number])
 
-    assert waiting(store) == ["a", "b", "c"]
+    assert steps.waiting(store) == ["a", "b", "c"]
 
 
 # -- What is still the batch's
@@ -121,49 +103,49 @@ def test_what_comes_back_is_ordered_by_age(store: Store, clock: Clock) -> None:
 
 def test_what_the_batch_has_settled_does_not_come_back(store: Store) -> None:
     """Neither what it finished nor what it gave back."""
-    lease = push_and_claim(store, *"abc")
+    lease = steps.push_and_claim(store, *"abc")
     lease.ack(["a"])
-    lease.release(put_back("b"))
+    lease.release(steps.put_back("b"))
     reclaim(store, lease)
 
-    assert sorted(waiting(store)) == ["b", "c"]
+    assert sorted(steps.waiting(store)) == ["b", "c"]
 
 
 def test_what_another_worker_runs_by_now_does_not_come_back(store: Store) -> None:
     """The batch gave it back before it died."""
-    dying = push_and_claim(store, *"abc")
-    dying.release(put_back("b"))
-    running = claim(store)
-    assert ids_of(running) == ["b"]
+    dying = steps.push_and_claim(store, *"abc")
+    dying.release(steps.put_back("b"))
+    running = steps.claim(store)
+    assert steps.ids_of(running) == ["b"]
     reclaim(store, dying)
 
-    assert place(store, "b") == "owned"
-    assert ack_all(running) == 1
+    assert steps.place(store, "b") == "owned"
+    assert steps.ack_all(running) == 1
 
 
 def test_what_the_batch_called_again_does_not_come_back_twice(store: Store) -> None:
     """Its retry waits."""
-    lease = push_and_claim(store, *"abc")
-    push(store, call("b", "again"), caller=lease.token)
+    lease = steps.push_and_claim(store, *"abc")
+    steps.push(store, steps.call("b", "again"), caller=lease.token)
     reclaim(store, lease)
 
-    assert sorted(waiting(store)) == ["a", "b", "c"]
+    assert sorted(steps.waiting(store)) == ["a", "b", "c"]
 
 
 def test_a_batch_that_had_settled_everything_leaves_nothing(store: Store, clock: Clock) -> None:
     """Its worker died before it could say so."""
-    lease = push_and_claim(store, *"abc")
+    lease = steps.push_and_claim(store, *"abc")
     lease.ack(["a", "b", "c"])
-    clock.advance(LEASE_MS)
+    clock.advance(steps.LEASE_MS)
 
     assert reply(store, lease.token)[:3] == ["reclaimed", 0, 0]
-    assert read(store).claims == {}
+    assert steps.read(store).claims == {}
 
 
 def test_a_lease_that_began_in_the_future_is_no_lease(store: Store, clock: Clock) -> None:
     """The clock went back, and no sweep has bounded it yet."""
-    lease = push_and_claim(store, *"abc")
-    clock.advance(-HOUR)
+    lease = steps.push_and_claim(store, *"abc")
+    clock.advance(-steps.HOUR)
 
     assert reply(store, lease.token)[0] == "reclaimed"
 
@@ -173,17 +155,17 @@ def test_a_lease_that_began_in_the_future_is_no_lease(store: Store, clock: Clock
 
 def levels(store: Store) -> list[str]:
     """Returns the split levels of what waits."""
-    return [entry.split for entry in read(store).pending[GROUP.id]]
+    return [entry.split for entry in steps.read(store).pending[steps.GROUP.id]]
 
 
 def test_a_crash_halves(store: Store) -> None:
     """10, 5, 2, 1: down to a single request."""
-    ten = Trigger(10, INTERVAL_MS)
-    lease = push_and_claim(store, *"abcdefghij", trigger=ten)
+    ten = Trigger(10, steps.INTERVAL_MS)
+    lease = steps.push_and_claim(store, *"abcdefghij", trigger=ten)
     sizes = [len(lease.requests)]
     while sizes[-1] > 1:
         reclaim(store, lease, trigger=ten)
-        lease = claim(store, ten)
+        lease = steps.claim(store, ten)
         sizes.append(len(lease.requests))
 
     assert sizes == [10, 5, 2, 1]
@@ -191,27 +173,27 @@ def test_a_crash_halves(store: Store) -> None:
 
 def test_a_half_is_half_of_what_the_batch_had(store: Store) -> None:
     """Not of the batches that somebody else makes."""
-    lease = push_and_claim(store, *"abcd", trigger=Trigger(100, INTERVAL_MS))
-    reclaim(store, lease, trigger=Trigger(100, INTERVAL_MS))
+    lease = steps.push_and_claim(store, *"abcd", trigger=Trigger(100, steps.INTERVAL_MS))
+    reclaim(store, lease, trigger=Trigger(100, steps.INTERVAL_MS))
 
-    assert len(claim(store, Trigger(100, INTERVAL_MS)).requests) <= 2
+    assert len(steps.claim(store, Trigger(100, steps.INTERVAL_MS)).requests) <= 2
 
 
 def test_only_what_was_in_the_batch_is_halved(store: Store) -> None:
     """Not what the batch had settled."""
-    lease = push_and_claim(store, *"abcd", trigger=Trigger(4, INTERVAL_MS))
+    lease = steps.push_and_claim(store, *"abcd", trigger=Trigger(4, steps.INTERVAL_MS))
     lease.ack(["a", "b"])
-    reclaim(store, lease, trigger=Trigger(4, INTERVAL_MS))
+    reclaim(store, lease, trigger=Trigger(4, steps.INTERVAL_MS))
 
     assert levels(store) == ["2", "2"]
 
 
 def test_a_crash_alone_is_counted_as_such(store: Store) -> None:
     """There is nobody else to blame."""
-    lease = push_and_claim(store, "a", "b")
+    lease = steps.push_and_claim(store, "a", "b")
     for _ in range(3):
         reclaim(store, lease)
-        lease = claim(store)
+        lease = steps.claim(store)
 
     (request,) = lease.requests
     assert (request.attempts.crashes, request.attempts.alone) == (3, 2)
@@ -219,35 +201,39 @@ def test_a_crash_alone_is_counted_as_such(store: Store) -> None:
 
 def test_a_request_that_died_alone_stays_alone(store: Store) -> None:
     """It is not mixed with new ones."""
-    four = Trigger(4, INTERVAL_MS)
-    lease = push_and_claim(store, "a", "b", trigger=four)
+    four = Trigger(4, steps.INTERVAL_MS)
+    lease = steps.push_and_claim(store, "a", "b", trigger=four)
     for _ in range(2):
         reclaim(store, lease, trigger=four)
-        lease = claim(store, four)
+        lease = steps.claim(store, four)
     reclaim(store, lease, trigger=four)
-    push(store, *"cdef", trigger=four)
+    steps.push(store, *"cdef", trigger=four)
 
-    assert [ids_of(claim(store, four)) for _ in range(3)] == [["a"], ["b"], ["c", "d", "e", "f"]]
+    assert [steps.ids_of(steps.claim(store, four)) for _ in range(3)] == [
+        ["a"],
+        ["b"],
+        ["c", "d", "e", "f"],
+    ]
 
 
 def test_a_request_that_died_alone_runs_with_no_other(store: Store) -> None:
     """Those that follow are innocent."""
-    reclaim(store, push_and_claim(store, "a", "b"))
-    poison, innocent = claim(store), claim(store)
-    ack_all(innocent)
+    reclaim(store, steps.push_and_claim(store, "a", "b"))
+    poison, innocent = steps.claim(store), steps.claim(store)
+    steps.ack_all(innocent)
     reclaim(store, poison)
-    push(store, "c", "d")
+    steps.push(store, "c", "d")
 
-    assert [ids_of(claim(store, force=True)) for _ in range(2)] == [["a"], ["c", "d"]]
+    assert [steps.ids_of(steps.claim(store, force=True)) for _ in range(2)] == [["a"], ["c", "d"]]
 
 
 def test_a_run_that_must_not_be_repeated_is_marked(store: Store) -> None:
     """Whoever claims it next tells its caller, and does not run it."""
-    lease = push_and_claim(store, "a", once=True)
+    lease = steps.push_and_claim(store, "a", once=True)
     assert not lease.requests[0].attempts.lost
     reclaim(store, lease)
 
-    assert claim(store).requests[0].attempts.lost
+    assert steps.claim(store).requests[0].attempts.lost
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 100])
@@ -256,22 +242,22 @@ def test_a_request_that_kills_its_worker_is_isolated(
     store: Store, size: int, place_of: Callable[[int], int]
 ) -> None:
     """After at most log2(n) + 3 crashes; no other request has died alone."""
-    trigger = Trigger(size, INTERVAL_MS)
+    trigger = Trigger(size, steps.INTERVAL_MS)
     ids = [f"{number:03}" for number in range(size)]
     poison = ids[place_of(size)]
-    push(store, *ids, trigger=trigger)
+    steps.push(store, *ids, trigger=trigger)
     crashes = 0
-    while isinstance(lease := try_claim(store, trigger, force=True), Lease):
+    while isinstance(lease := steps.try_claim(store, trigger, force=True), Lease):
         suspects = [one for one in lease.requests if one.attempts.alone >= 3]
         if suspects:
             assert [one.id for one in suspects] == [poison]
-            ack_all(lease)
-        elif poison in ids_of(lease):
+            steps.ack_all(lease)
+        elif poison in steps.ids_of(lease):
             crashes += 1
             reclaim(store, lease, trigger=trigger)
         else:
             assert all(one.attempts.alone == 0 for one in lease.requests)
-            ack_all(lease)
+            steps.ack_all(lease)
 
     assert crashes <= math.log2(size) + 3
     assert store.stats()["acked"] == size

@@ -7,60 +7,37 @@ import pytest
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import LeaseLost
 from redis_batches.core.model import Idle, Outcome, Trigger, Verb
+from tests.support import steps
 from tests.support.clock import Clock
-from tests.support.steps import (
-    GROUP,
-    HOUR,
-    INTERVAL_MS,
-    OTHER,
-    SECOND,
-    TRIGGER,
-    ack_all,
-    bury,
-    claim,
-    dead,
-    ids_of,
-    limit,
-    place,
-    push,
-    push_and_claim,
-    push_many,
-    put_back,
-    read,
-    retry,
-    retry_batch,
-    try_claim,
-    waiting,
-)
 
 pytestmark = pytest.mark.usefixtures("sound")
 
-FOUR = Trigger(4, INTERVAL_MS)
+FOUR = Trigger(4, steps.INTERVAL_MS)
 
 
 def test_a_retry_is_due_at_once(store: Store) -> None:
     """It does not wait for others once more, and it is rung for."""
-    (bells,) = push_and_claim(store, "a").release(retry("a"))
+    (bells,) = steps.push_and_claim(store, "a").release(steps.retry("a"))
 
-    assert (bells.count, bells.group, bells.route) == (1, GROUP.id, GROUP.route)
-    (request,) = claim(store).requests
+    assert (bells.count, bells.group, bells.route) == (1, steps.GROUP.id, steps.GROUP.route)
+    (request,) = steps.claim(store).requests
     assert request.attempts.tries == 1
 
 
 def test_a_retry_may_be_delayed(store: Store, clock: Clock) -> None:
     """It waits apart until then."""
-    (bells,) = push_and_claim(store, "a").release(retry("a", delay_ms=SECOND))
+    (bells,) = steps.push_and_claim(store, "a").release(steps.retry("a", delay_ms=steps.SECOND))
 
     assert bells.count == 0
-    assert read(store).delayed == {f"{GROUP.id}:a": clock.now_ms + SECOND}
+    assert steps.read(store).delayed == {f"{steps.GROUP.id}:a": clock.now_ms + steps.SECOND}
 
 
 @pytest.mark.parametrize("verb", [Verb.PUT_BACK, Verb.POSTPONE])
 def test_what_is_put_back_counts_a_run_but_no_try(store: Store, verb: Verb) -> None:
     """It is due at once, and the counters tell of it."""
-    push_and_claim(store, "a").release([Outcome("a", verb)])
+    steps.push_and_claim(store, "a").release([Outcome("a", verb)])
 
-    (request,) = claim(store).requests
+    (request,) = steps.claim(store).requests
     assert (request.attempts.number, request.attempts.tries) == (2, 0)
     counted = (request.attempts.put_backs, request.attempts.postponed)
     assert counted == ((1, 0) if verb is Verb.PUT_BACK else (0, 1))
@@ -77,28 +54,28 @@ def test_what_is_put_back_again_and_again_waits_longer_each_time(
     store: Store, clock: Clock, verb: Verb, delay_ms: int, waits: list[int]
 ) -> None:
     """Up to ten minutes."""
-    push(store, "a")
+    steps.push(store, "a")
     found = []
     for _ in waits:
-        claim(store, force=True).release([Outcome("a", verb, delay_ms)])
-        ready_ms = read(store).delayed.get(f"{GROUP.id}:a", clock.now_ms)
-        found.append((ready_ms - clock.now_ms) // SECOND)
+        steps.claim(store, force=True).release([Outcome("a", verb, delay_ms)])
+        ready_ms = steps.read(store).delayed.get(f"{steps.GROUP.id}:a", clock.now_ms)
+        found.append((ready_ms - clock.now_ms) // steps.SECOND)
         clock.now_ms = ready_ms
-        store.promote(GROUP.id, ["a"], TRIGGER)
+        store.promote(steps.GROUP.id, ["a"], steps.TRIGGER)
 
     assert found == waits
 
 
 def test_what_is_put_back_again_is_halved(store: Store, clock: Clock) -> None:
     """One of the batch may be to blame: in the end it is alone."""
-    push(store, *"abcd")
+    steps.push(store, *"abcd")
     sizes = []
     for _ in range(7):
-        lease = claim(store, FOUR, force=True)
+        lease = steps.claim(store, FOUR, force=True)
         sizes.append(len(lease.requests))
-        lease.release(put_back(*ids_of(lease)))
-        clock.advance(HOUR)
-        store.promote(GROUP.id, ids_of(lease), FOUR)
+        lease.release(steps.put_back(*steps.ids_of(lease)))
+        clock.advance(steps.HOUR)
+        store.promote(steps.GROUP.id, steps.ids_of(lease), FOUR)
 
     assert sizes[:3] == [4, 4, 2]
     assert sizes[3:] == [1] * 4
@@ -106,29 +83,29 @@ def test_what_is_put_back_again_is_halved(store: Store, clock: Clock) -> None:
 
 def test_an_outage_halves_nothing(store: Store, clock: Clock) -> None:
     """However often what waits is put back for it."""
-    push(store, *"abcd")
+    steps.push(store, *"abcd")
     for _ in range(5):
-        lease = claim(store, FOUR, force=True)
-        assert ids_of(lease) == list("abcd")
+        lease = steps.claim(store, FOUR, force=True)
+        assert steps.ids_of(lease) == list("abcd")
         lease.release([Outcome(task_id, Verb.POSTPONE) for task_id in "abcd"])
-        clock.advance(HOUR)
-        store.promote(GROUP.id, list("abcd"), FOUR)
+        clock.advance(steps.HOUR)
+        store.promote(steps.GROUP.id, list("abcd"), FOUR)
 
 
 def test_what_is_put_back_may_be_delayed(store: Store) -> None:
     """A worker that cannot read it leaves it to a newer one."""
-    push_and_claim(store, "a").release(put_back("a", delay_ms=SECOND))
+    steps.push_and_claim(store, "a").release(steps.put_back("a", delay_ms=steps.SECOND))
 
-    assert place(store, "a") == "delayed"
+    assert steps.place(store, "a") == "delayed"
 
 
 def test_a_dead_letter_is_kept(store: Store, clock: Clock) -> None:
     """With its error and its tries, for an operator; it is not rung for."""
-    (bells,) = push_and_claim(store, "a").release(dead("a", error="ValueError()"))
+    (bells,) = steps.push_and_claim(store, "a").release(steps.dead("a", error="ValueError()"))
 
-    state = read(store)
+    state = steps.read(store)
     assert bells.count == 0
-    assert state.dead == {f"{GROUP.id}:a": clock.now_ms}
+    assert state.dead == {f"{steps.GROUP.id}:a": clock.now_ms}
     assert state.errors == {"a": "ValueError()"}
     assert state.items["a"].envelope == b"{}"
     assert store.stats()["dead"] == 1
@@ -136,14 +113,14 @@ def test_a_dead_letter_is_kept(store: Store, clock: Clock) -> None:
 
 def test_only_so_many_dead_letters_are_kept(store: Store, clock: Clock) -> None:
     """The oldest go, with all that is known of them, and are counted."""
-    limit(store, max_dead=2)
-    bury(store, "a")
-    bury(store, "b")
+    steps.limit(store, max_dead=2)
+    steps.bury(store, "a")
+    steps.bury(store, "b")
     assert store.stats()["dropped"] == 0
-    clock.advance(SECOND)
-    bury(store, "c", "d", "e", "f")
+    clock.advance(steps.SECOND)
+    steps.bury(store, "c", "d", "e", "f")
 
-    state = read(store)
+    state = steps.read(store)
     assert len(state.dead) == 2
     assert state.items.keys() == {member.partition(":")[2] for member in state.dead}
     assert state.items.keys() <= {"c", "d", "e", "f"}
@@ -152,89 +129,89 @@ def test_only_so_many_dead_letters_are_kept(store: Store, clock: Clock) -> None:
 
 def test_no_dead_letters_are_kept(store: Store) -> None:
     """With a bound of 0."""
-    limit(store, max_dead=0)
-    bury(store, "a")
+    steps.limit(store, max_dead=0)
+    steps.bury(store, "a")
 
-    assert read(store).items == {}
+    assert steps.read(store).items == {}
 
 
 def test_a_long_error_is_cut(store: Store) -> None:
     """Its text is for people."""
-    push_and_claim(store, "a").release(retry("a", error="x" * 5000))
+    steps.push_and_claim(store, "a").release(steps.retry("a", error="x" * 5000))
 
-    assert len(read(store).errors["a"]) == 2048
+    assert len(steps.read(store).errors["a"]) == 2048
 
 
 def test_an_error_may_be_any_text(store: Store) -> None:
     """Also one that cannot be encoded."""
-    push_and_claim(store, "a").release(retry("a", error="half a pair: \ud800"))
+    steps.push_and_claim(store, "a").release(steps.retry("a", error="half a pair: \ud800"))
 
-    assert read(store).errors == {"a": "half a pair: ?"}
+    assert steps.read(store).errors == {"a": "half a pair: ?"}
 
 
 def test_a_retry_may_have_any_delay(store: Store, clock: Clock) -> None:
     """It is honoured, as Celery does it; also by the sweeps."""
-    year_ms = 365 * 24 * 3600 * SECOND
-    lease = push_and_claim(store, "a")
-    lease.release(retry("a", delay_ms=year_ms))
+    year_ms = 365 * 24 * 3600 * steps.SECOND
+    lease = steps.push_and_claim(store, "a")
+    lease.release(steps.retry("a", delay_ms=year_ms))
     lease.ack(ends=True)
 
-    for passed_ms in (0, SECOND, year_ms // 2):
+    for passed_ms in (0, steps.SECOND, year_ms // 2):
         clock.advance(passed_ms)
-        store.sweep(INTERVAL_MS)
-        assert read(store).delayed[f"{GROUP.id}:a"] == 1_800_000_000_000 + year_ms
+        store.sweep(steps.INTERVAL_MS)
+        assert steps.read(store).delayed[f"{steps.GROUP.id}:a"] == 1_800_000_000_000 + year_ms
 
 
 def test_the_batch_goes_on(store: Store) -> None:
     """With what it did not give back; its end is an ack."""
-    lease = push_and_claim(store, *"abc")
-    lease.release(retry("b"))
+    lease = steps.push_and_claim(store, *"abc")
+    lease.release(steps.retry("b"))
 
     assert lease.extend()
-    assert ack_all(lease) == 2
+    assert steps.ack_all(lease) == 2
 
 
 def test_what_is_given_back_twice_is_there_once(store: Store) -> None:
     """A reply was lost; nothing changes."""
-    lease = push_and_claim(store, *"abc")
-    lease.release(retry("a") + dead("b"))
-    before = read(store)
-    (bells,) = lease.release(retry("a") + dead("b"))
+    lease = steps.push_and_claim(store, *"abc")
+    lease.release(steps.retry("a") + steps.dead("b"))
+    before = steps.read(store)
+    (bells,) = lease.release(steps.retry("a") + steps.dead("b"))
 
     assert bells.count == 0
-    assert read(store) == before
+    assert steps.read(store) == before
 
 
 def test_a_batch_that_was_taken_back_gives_nothing_back(store: Store) -> None:
     """Its worker is told; nothing changes."""
-    lease = push_and_claim(store, *"abc")
-    store.reclaim(lease.token, GROUP.id, TRIGGER, seen_dead=True)
-    before = read(store)
+    lease = steps.push_and_claim(store, *"abc")
+    store.reclaim(lease.token, steps.GROUP.id, steps.TRIGGER, seen_dead=True)
+    before = steps.read(store)
 
     with pytest.raises(LeaseLost):
-        lease.release(retry(*"abc"))
+        lease.release(steps.retry(*"abc"))
     assert lease.lost
-    assert read(store) == before
+    assert steps.read(store) == before
 
 
 def test_requests_of_others_are_not_given_back(store: Store) -> None:
     """Whatever ids are named."""
-    push(store, *"abcdef")
-    mine, theirs = claim(store), claim(store)
-    mine.release(retry("d", "nobody"))
+    steps.push(store, *"abcdef")
+    mine, theirs = steps.claim(store), steps.claim(store)
+    mine.release(steps.retry("d", "nobody"))
 
-    assert ack_all(theirs) == 3
+    assert steps.ack_all(theirs) == 3
 
 
 def test_a_batch_of_thousands_is_given_back(store: Store) -> None:
     """In chunks, and in the order in which it came."""
-    large = Trigger(10_000, INTERVAL_MS)
-    ids = push_many(store, 1300, large)
-    lease = claim(store, large, force=True)
-    lease.release(retry(*ids))
-    ack_all(lease)
+    large = Trigger(10_000, steps.INTERVAL_MS)
+    ids = steps.push_many(store, 1300, large)
+    lease = steps.claim(store, large, force=True)
+    lease.release(steps.retry(*ids))
+    steps.ack_all(lease)
 
-    assert ids_of(claim(store, large)) == ids
+    assert steps.ids_of(steps.claim(store, large)) == ids
 
 
 # -- Order
@@ -242,73 +219,73 @@ def test_a_batch_of_thousands_is_given_back(store: Store) -> None:
 
 def test_what_is_given_back_goes_first(store: Store) -> None:
     """It was claimed first, too."""
-    push(store, *"abcdef")
-    claim(store).release(put_back("b", "c"))
+    steps.push(store, *"abcdef")
+    steps.claim(store).release(steps.put_back("b", "c"))
 
-    assert waiting(store) == ["b", "c", "d", "e", "f"]
+    assert steps.waiting(store) == ["b", "c", "d", "e", "f"]
 
 
 def test_what_is_given_back_is_ordered_by_age(store: Store, clock: Clock) -> None:
     """Whoever gives it back first."""
-    one = Trigger(1, INTERVAL_MS)
+    one = Trigger(1, steps.INTERVAL_MS)
     leases = []
     for task_id in "abc":
-        leases.append(push_and_claim(store, task_id, trigger=one))
+        leases.append(steps.push_and_claim(store, task_id, trigger=one))
         clock.advance(1)
     for number in (1, 2, 0):
-        leases[number].release(put_back("abc"[number]))
+        leases[number].release(steps.put_back("abc"[number]))
 
-    assert waiting(store) == ["a", "b", "c"]
+    assert steps.waiting(store) == ["a", "b", "c"]
 
 
 def test_calls_of_one_millisecond_stay_in_order(store: Store) -> None:
     """Given back and claimed again, however often."""
-    large = Trigger(100, INTERVAL_MS)
-    ids = push_many(store, 100, large)
+    large = Trigger(100, steps.INTERVAL_MS)
+    ids = steps.push_many(store, 100, large)
     for _ in range(3):
-        claim(store, large).release(retry(*ids))
+        steps.claim(store, large).release(steps.retry(*ids))
 
-    assert waiting(store) == ids
+    assert steps.waiting(store) == ids
 
 
 def test_calls_of_one_millisecond_stay_in_order_behind_older_ones(
     store: Store, clock: Clock
 ) -> None:
     """Which were given back before them."""
-    two = Trigger(2, INTERVAL_MS)
-    older = push_and_claim(store, "a", "b", trigger=two)
+    two = Trigger(2, steps.INTERVAL_MS)
+    older = steps.push_and_claim(store, "a", "b", trigger=two)
     clock.advance(1)
-    newer = push_and_claim(store, "c", "d", trigger=two)
-    older.release(put_back("a", "b"))
-    newer.release(put_back("c", "d"))
+    newer = steps.push_and_claim(store, "c", "d", trigger=two)
+    older.release(steps.put_back("a", "b"))
+    newer.release(steps.put_back("c", "d"))
 
-    assert waiting(store) == ["a", "b", "c", "d"]
+    assert steps.waiting(store) == ["a", "b", "c", "d"]
 
 
 def test_what_is_given_back_keeps_its_age(store: Store, clock: Clock) -> None:
     """A user sees since when it waited."""
     since_ms = clock.now_ms
-    lease = push_and_claim(store, "a")
-    clock.advance(SECOND)
-    lease.release(retry("a"))
+    lease = steps.push_and_claim(store, "a")
+    clock.advance(steps.SECOND)
+    lease.release(steps.retry("a"))
 
-    assert claim(store).requests[0].since_ms == since_ms
+    assert steps.claim(store).requests[0].since_ms == since_ms
 
 
 def test_what_comes_after_it_is_not_due_for_that(store: Store) -> None:
     """It is claimed with it if there is room, and waits for its own time if not."""
-    push(store, *"abcd")
-    claim(store).release(put_back(*"abc"))
+    steps.push(store, *"abcd")
+    steps.claim(store).release(steps.put_back(*"abc"))
 
-    assert ids_of(claim(store)) == ["a", "b", "c"]
-    assert try_claim(store) == Idle("not_due", INTERVAL_MS)
+    assert steps.ids_of(steps.claim(store)) == ["a", "b", "c"]
+    assert steps.try_claim(store) == Idle("not_due", steps.INTERVAL_MS)
 
 
 def test_it_is_known_where_to_ring_for_it(store: Store) -> None:
     """Though the claim had emptied the group."""
-    push_and_claim(store, "a").release(retry("a", delay_ms=SECOND))
+    steps.push_and_claim(store, "a").release(steps.retry("a", delay_ms=steps.SECOND))
 
-    assert store.groups() == {GROUP.id: GROUP.route}
+    assert store.groups() == {steps.GROUP.id: steps.GROUP.route}
 
 
 # -- A batch that failed
@@ -316,28 +293,28 @@ def test_it_is_known_where_to_ring_for_it(store: Store) -> None:
 
 def splits(store: Store) -> list[str]:
     """Returns the levels of what waits."""
-    return [entry.split for entry in read(store).pending[GROUP.id]]
+    return [entry.split for entry in steps.read(store).pending[steps.GROUP.id]]
 
 
 def fail(store: Store, clock: Clock) -> None:
     """Lets the next batch fail as a whole."""
-    lease = claim(store, FOUR)
-    lease.release(retry_batch(*ids_of(lease)))
-    ack_all(lease)
-    clock.advance(SECOND)
+    lease = steps.claim(store, FOUR)
+    lease.release(steps.retry_batch(*steps.ids_of(lease)))
+    steps.ack_all(lease)
+    clock.advance(steps.SECOND)
 
 
 def go_well(store: Store, clock: Clock) -> None:
     """Lets another batch of the task go well."""
-    push(store, f"well-{clock.now_ms}", group=OTHER)
-    ack_all(claim(store, FOUR, force=True, group=OTHER), well=True)
-    clock.advance(SECOND)
+    steps.push(store, f"well-{clock.now_ms}", group=steps.OTHER)
+    steps.ack_all(steps.claim(store, FOUR, force=True, group=steps.OTHER), well=True)
+    clock.advance(steps.SECOND)
 
 
 def test_a_batch_that_failed_is_retried_whole(store: Store, clock: Clock) -> None:
     """The first time."""
     go_well(store, clock)
-    push(store, *"abcd", trigger=FOUR)
+    steps.push(store, *"abcd", trigger=FOUR)
     go_well(store, clock)
     fail(store, clock)
 
@@ -346,19 +323,19 @@ def test_a_batch_that_failed_is_retried_whole(store: Store, clock: Clock) -> Non
 
 def test_a_batch_that_failed_again_is_halved(store: Store, clock: Clock) -> None:
     """If another one went well meanwhile: one of its requests is to blame."""
-    push(store, *"abcd", trigger=FOUR)
+    steps.push(store, *"abcd", trigger=FOUR)
     fail(store, clock)
     go_well(store, clock)
     fail(store, clock)
 
     assert splits(store) == ["1"] * 4
-    assert ids_of(claim(store, FOUR)) == ["a", "b"]
+    assert steps.ids_of(steps.claim(store, FOUR)) == ["a", "b"]
 
 
 def test_an_outage_does_not_halve_batches(store: Store, clock: Clock) -> None:
     """Nothing goes well: no request is to blame."""
     go_well(store, clock)
-    push(store, *"abcd", trigger=FOUR)
+    steps.push(store, *"abcd", trigger=FOUR)
     for _ in range(5):
         fail(store, clock)
 
@@ -367,11 +344,11 @@ def test_an_outage_does_not_halve_batches(store: Store, clock: Clock) -> None:
 
 def test_a_batch_that_did_not_go_well_is_no_sign(store: Store, clock: Clock) -> None:
     """Though its requests are finished."""
-    push(store, *"abcd", trigger=FOUR)
+    steps.push(store, *"abcd", trigger=FOUR)
     fail(store, clock)
-    push(store, "bad", group=OTHER)
-    ack_all(claim(store, FOUR, force=True, group=OTHER))
-    clock.advance(SECOND)
+    steps.push(store, "bad", group=steps.OTHER)
+    steps.ack_all(steps.claim(store, FOUR, force=True, group=steps.OTHER))
+    clock.advance(steps.SECOND)
     fail(store, clock)
 
     assert splits(store) == ["0"] * 4
@@ -379,12 +356,12 @@ def test_a_batch_that_did_not_go_well_is_no_sign(store: Store, clock: Clock) -> 
 
 def test_a_request_that_is_retried_by_itself_is_not_halved(store: Store, clock: Clock) -> None:
     """Its function chose it: the others are not to blame."""
-    push(store, *"abcd", trigger=FOUR)
+    steps.push(store, *"abcd", trigger=FOUR)
     for _ in range(3):
-        lease = claim(store, FOUR)
-        lease.release([Outcome(task_id, Verb.RETRY) for task_id in ids_of(lease)])
-        ack_all(lease)
-        clock.advance(SECOND)
+        lease = steps.claim(store, FOUR)
+        lease.release([Outcome(task_id, Verb.RETRY) for task_id in steps.ids_of(lease)])
+        steps.ack_all(lease)
+        clock.advance(steps.SECOND)
         go_well(store, clock)
 
     assert splits(store) == ["0"] * 4
@@ -392,12 +369,12 @@ def test_a_request_that_is_retried_by_itself_is_not_halved(store: Store, clock: 
 
 def test_a_half_that_is_delayed_stays_a_half(store: Store, clock: Clock) -> None:
     """Its level is kept with its tries."""
-    push(store, *"abcd", trigger=FOUR)
+    steps.push(store, *"abcd", trigger=FOUR)
     fail(store, clock)
     go_well(store, clock)
-    lease = claim(store, FOUR)
-    lease.release([Outcome(one, Verb.RETRY_BATCH, SECOND) for one in ids_of(lease)])
-    clock.advance(SECOND)
-    store.promote(GROUP.id, list("abcd"), FOUR)
+    lease = steps.claim(store, FOUR)
+    lease.release([Outcome(one, Verb.RETRY_BATCH, steps.SECOND) for one in steps.ids_of(lease)])
+    clock.advance(steps.SECOND)
+    store.promote(steps.GROUP.id, list("abcd"), FOUR)
 
     assert splits(store) == ["1"] * 4

@@ -8,28 +8,16 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.model import Outgoing, Status
 from redis_batches.core.settings import DEDUPLICATION_WINDOW_MS
 from redis_batches.driver.scripts import Age
+from tests.support import steps
 from tests.support.clock import Clock
-from tests.support.steps import (
-    GROUP,
-    SECOND,
-    TRIGGER,
-    ack_all,
-    bury,
-    call,
-    claim,
-    limit,
-    push,
-    push_and_claim,
-    read,
-)
 
 pytestmark = pytest.mark.usefixtures("sound")
 
 
 def resend(store: Store, *calls: str | Outgoing, age_ms: int, caller: str = "") -> list[Status]:
     """Sends calls again that were first sent so long ago."""
-    outgoing = [call(each) if isinstance(each, str) else each for each in calls]
-    pushed = store.push(GROUP, TRIGGER, outgoing, caller, age=lambda: age_ms)
+    outgoing = [steps.call(each) if isinstance(each, str) else each for each in calls]
+    pushed = store.push(steps.GROUP, steps.TRIGGER, outgoing, caller, age=lambda: age_ms)
     return list(pushed.statuses)
 
 
@@ -41,8 +29,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def end(store: Store, clock: Clock, *ids: str) -> None:
     """Lets calls run, and time pass."""
-    ack_all(push_and_claim(store, *ids))
-    clock.advance(SECOND)
+    steps.ack_all(steps.push_and_claim(store, *ids))
+    clock.advance(steps.SECOND)
 
 
 @pytest.mark.usefixtures("few")
@@ -52,8 +40,8 @@ def test_what_may_have_ended_and_be_forgotten_is_refused(store: Store, clock: Cl
     end(store, clock, "b", "c")
     end(store, clock, "d", "e")
 
-    assert resend(store, "a", age_ms=3 * SECOND) == [Status.FORGOTTEN]
-    assert resend(store, "d", age_ms=3 * SECOND) == [Status.DONE]
+    assert resend(store, "a", age_ms=3 * steps.SECOND) == [Status.FORGOTTEN]
+    assert resend(store, "d", age_ms=3 * steps.SECOND) == [Status.DONE]
     assert store.stats()["waiting"] == 0
 
 
@@ -63,10 +51,10 @@ def test_what_was_first_sent_since_then_is_stored(store: Store, clock: Clock) ->
     end(store, clock, "a")
     end(store, clock, "b", "c")
     end(store, clock, "d", "e")
-    clock.advance(10 * SECOND)
+    clock.advance(10 * steps.SECOND)
 
-    assert resend(store, "new", age_ms=9 * SECOND) == [Status.NEW]
-    assert resend(store, "new", age_ms=15 * SECOND) == [Status.AGAIN]
+    assert resend(store, "new", age_ms=9 * steps.SECOND) == [Status.NEW]
+    assert resend(store, "new", age_ms=15 * steps.SECOND) == [Status.AGAIN]
 
 
 def test_what_is_older_than_the_window_is_refused(store: Store) -> None:
@@ -84,14 +72,14 @@ def test_what_is_sent_first_is_never_refused(store: Store) -> None:
 
 def test_an_id_that_waits_for_another_call_tells_nothing(store: Store) -> None:
     """This one may have run before that."""
-    push(store, call("a", "other"))
+    steps.push(store, steps.call("a", "other"))
 
-    assert resend(store, call("a", "mine"), age_ms=10**9) == [Status.FORGOTTEN]
+    assert resend(store, steps.call("a", "mine"), age_ms=10**9) == [Status.FORGOTTEN]
 
 
 def test_a_full_backlog_tells_nothing(store: Store) -> None:
     """As long as it may have run."""
-    limit(store, max_pending=0)
+    steps.limit(store, max_pending=0)
 
     assert resend(store, "a", age_ms=10**9) == [Status.FORGOTTEN]
     assert resend(store, "a", age_ms=1) == [Status.FULL]
@@ -99,29 +87,29 @@ def test_a_full_backlog_tells_nothing(store: Store) -> None:
 
 def test_the_retry_of_what_its_batch_still_owns_was_not_stored(store: Store) -> None:
     """Else the batch would not own it any more."""
-    lease = push_and_claim(store, "a")
+    lease = steps.push_and_claim(store, "a")
 
-    again = call("a", "retry")
+    again = steps.call("a", "retry")
     assert resend(store, again, age_ms=10**9, caller=lease.token) == [Status.NEW]
 
 
 def test_a_letter_that_was_dropped_does_not_run_again(store: Store) -> None:
     """Its call is remembered from its death on."""
-    bury(store, "a")
-    store.run("drop", members=[f"{GROUP.id}:a"])
+    steps.bury(store, "a")
+    store.run("drop", members=[f"{steps.GROUP.id}:a"])
 
-    assert resend(store, "a", age_ms=SECOND) == [Status.DONE]
+    assert resend(store, "a", age_ms=steps.SECOND) == [Status.DONE]
 
 
 def test_a_clock_that_went_back_does_not_refuse_for_hours(store: Store, clock: Clock) -> None:
     """What was forgotten before it was set had ended before the sweep that sees it."""
-    ahead_ms = clock.now_ms + 5 * 3600 * SECOND + DEDUPLICATION_WINDOW_MS
+    ahead_ms = clock.now_ms + 5 * 3600 * steps.SECOND + DEDUPLICATION_WINDOW_MS
     store.client.hset(store.keys.resolve("stats"), "forgotten_ms", str(ahead_ms))
-    assert resend(store, "a", age_ms=SECOND) == [Status.FORGOTTEN]
+    assert resend(store, "a", age_ms=steps.SECOND) == [Status.FORGOTTEN]
 
-    store.sweep(TRIGGER.interval_ms)
-    clock.advance(2 * SECOND)
-    assert resend(store, "a", age_ms=SECOND) == [Status.NEW]
+    store.sweep(steps.TRIGGER.interval_ms)
+    clock.advance(2 * steps.SECOND)
+    assert resend(store, "a", age_ms=steps.SECOND) == [Status.NEW]
 
 
 def test_each_attempt_tells_how_old_the_call_is() -> None:
@@ -138,7 +126,7 @@ def test_a_claim_after_a_resend_gets_it_once(store: Store) -> None:
     """The second attempt of one push finds what the first has stored."""
     age = Age(1.0)
     for _ in range(2):
-        store.push(GROUP, TRIGGER, [call("a")], age=age)
+        store.push(steps.GROUP, steps.TRIGGER, [steps.call("a")], age=age)
 
-    assert [request.id for request in claim(store, force=True).requests] == ["a"]
-    assert read(store).stats["pushed"] == "1"
+    assert [request.id for request in steps.claim(store, force=True).requests] == ["a"]
+    assert steps.read(store).stats["pushed"] == "1"

@@ -12,8 +12,8 @@ from redis_batches.core.errors import ScriptReplyError, StoreError
 from redis_batches.core.settings import Settings
 from redis_batches.driver.scripts import PRELUDE, Script, load_scripts, load_sources
 from redis_batches.testing.server import EmbeddedServer
+from tests.support import steps
 from tests.support.stage import Stage
-from tests.support.steps import LEASE_MS, ack_all, claim, ids_of, place, push
 
 #: What an ACL must allow for the scripts.
 COMMANDS = {
@@ -35,18 +35,18 @@ COMMANDS = {
 
 def test_a_server_that_lost_its_scripts_gets_them_again(store: Store) -> None:
     """SCRIPT FLUSH, a restart or a failover: nobody notices."""
-    push(store, *"abc")
+    steps.push(store, *"abc")
     store.client.script_flush()
-    lease = claim(store)
+    lease = steps.claim(store)
     store.client.script_flush()
 
-    assert ack_all(lease) == 3
+    assert steps.ack_all(lease) == 3
 
 
 def test_a_value_that_no_script_takes_is_an_error(store: Store) -> None:
     """Before anything is sent."""
     with pytest.raises(TypeError, match=r"extend\.lua takes no flush_every"):
-        store.run("extend", token="token", fence=1, lease_ms=LEASE_MS, flush_every=3)
+        store.run("extend", token="token", fence=1, lease_ms=steps.LEASE_MS, flush_every=3)
 
 
 def test_a_value_that_is_missing_is_an_error(store: Store) -> None:
@@ -76,7 +76,7 @@ def test_a_push_says_what_became_of_each_request(
     monkeypatch.setattr("redis_batches.buffer.store.load_scripts", lambda: {"push": odd})
 
     with pytest.raises(ScriptReplyError, match="push answered"):
-        push(Store(store.client, store.settings, store.task), "a")
+        steps.push(Store(store.client, store.settings, store.task), "a")
 
 
 def now_ms(client: redis.Redis) -> int:
@@ -89,10 +89,10 @@ def test_a_script_uses_the_servers_time(client: redis.Redis, namespace: str) -> 
     """To the millisecond, unless a test brings its own."""
     store = Store(client, Settings(namespace=namespace), "shop.click")
     before_ms = now_ms(client)
-    push(store, "a")
+    steps.push(store, "a")
     after_ms = now_ms(client)
 
-    (request,) = claim(store, force=True).requests
+    (request,) = steps.claim(store, force=True).requests
     assert before_ms <= request.since_ms <= after_ms
 
 
@@ -103,26 +103,26 @@ def test_a_server_that_is_gone_is_an_error(namespace: str) -> None:
     store = Store(client, Settings(namespace=namespace), "shop.click")
 
     with pytest.raises(StoreError, match="push"):
-        push(store, "a")
+        steps.push(store, "a")
     client.close()
 
 
 def test_too_much_at_once_changes_nothing(store: Store) -> None:
     """The script fails before its first write."""
     with pytest.raises(StoreError, match="unpack"):
-        push(store, *map(str, range(3000)))
+        steps.push(store, *map(str, range(3000)))
     assert store.stats()["pushed"] == 0
 
 
 def test_tasks_and_namespaces_are_apart(store: Store) -> None:
     """The same id in each of them is another request."""
-    push(store, *"abc")
+    steps.push(store, *"abc")
     other = Store(store.client, store.settings, "shop.view")
-    push(other, *"abc")
-    ack_all(claim(other))
+    steps.push(other, *"abc")
+    steps.ack_all(steps.claim(other))
 
-    assert place(store, "a") == "pending"
-    assert ids_of(claim(store)) == ["a", "b", "c"]
+    assert steps.place(store, "a") == "pending"
+    assert steps.ids_of(steps.claim(store)) == ["a", "b", "c"]
 
 
 def test_the_scripts_use_these_commands_and_no_others() -> None:

@@ -13,29 +13,13 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.errors import LeaseLost
 from redis_batches.core.model import Idle, Outgoing, Trigger
 from redis_batches.core.settings import Settings
+from tests.support import steps
 from tests.support.clock import Clock
-from tests.support.steps import (
-    GROUP,
-    INTERVAL_MS,
-    LEASE_MS,
-    SECOND,
-    ack_all,
-    call,
-    claim,
-    ids_of,
-    limit,
-    push,
-    push_and_claim,
-    read,
-    retry,
-    try_claim,
-    waiting,
-)
 
 pytestmark = pytest.mark.usefixtures("sound")
 
 #: Seven requests make a batch, and a step is of three.
-SEVEN = Trigger(7, INTERVAL_MS)
+SEVEN = Trigger(7, steps.INTERVAL_MS)
 IDS = list("abcdefg")
 
 
@@ -74,7 +58,7 @@ def die() -> None:
 
 def bells_out(store: Store) -> int:
     """Returns how many doorbells are out."""
-    return read(store).bell(GROUP.id)[0]
+    return steps.read(store).bell(steps.GROUP.id)[0]
 
 
 # -- claim
@@ -82,24 +66,24 @@ def bells_out(store: Store) -> int:
 
 def test_a_large_batch_is_claimed_in_steps(store: Store) -> None:
     """It is whole, in its order, and rung for as any other."""
-    push(store, *IDS, *"hijklmn", trigger=SEVEN)
+    steps.push(store, *IDS, *"hijklmn", trigger=SEVEN)
     told = between(store, "", None)
-    lease = claim(store, SEVEN, bell="bell")
+    lease = steps.claim(store, SEVEN, bell="bell")
 
-    assert ids_of(lease) == IDS
+    assert steps.ids_of(lease) == IDS
     assert told == ["part", "part", "claimed"]
     assert lease.bells.count == 0
     assert store.stats()["claimed"] == 1
-    assert ack_all(lease) == 7
+    assert steps.ack_all(lease) == 7
 
 
 def test_its_doorbell_is_answered_when_it_is_whole(store: Store) -> None:
     """Until then it counts as out: nobody rings for what is being taken."""
-    push(store, *IDS, trigger=SEVEN)
+    steps.push(store, *IDS, trigger=SEVEN)
     out: list[int] = []
     between(store, "part", lambda: out.append(bells_out(store)))
-    push(store, *"hijklmn", trigger=SEVEN)
-    claim(store, SEVEN, bell="bell")
+    steps.push(store, *"hijklmn", trigger=SEVEN)
+    steps.claim(store, SEVEN, bell="bell")
 
     assert out == [2, 2]
     assert bells_out(store) == 1
@@ -107,16 +91,16 @@ def test_its_doorbell_is_answered_when_it_is_whole(store: Store) -> None:
 
 def test_a_step_keeps_the_lease(store: Store, clock: Clock) -> None:
     """However slow the steps before it were."""
-    push(store, *IDS, trigger=SEVEN)
-    between(store, "part", lambda: clock.advance(LEASE_MS - 1))
-    lease = claim(store, SEVEN)
+    steps.push(store, *IDS, trigger=SEVEN)
+    between(store, "part", lambda: clock.advance(steps.LEASE_MS - 1))
+    lease = steps.claim(store, SEVEN)
 
-    assert read(store).leases[lease.token] == clock.now_ms + LEASE_MS
+    assert steps.read(store).leases[lease.token] == clock.now_ms + steps.LEASE_MS
 
 
 def test_the_reply_to_a_step_that_was_lost_comes_again(store: Store) -> None:
     """The same step again gives the same requests."""
-    push(store, *IDS, trigger=SEVEN)
+    steps.push(store, *IDS, trigger=SEVEN)
     run = store.run
 
     def twice(script: str, **values: Any) -> list[Any]:
@@ -124,24 +108,24 @@ def test_the_reply_to_a_step_that_was_lost_comes_again(store: Store) -> None:
         return run(script, **values)
 
     store.run = twice  # type: ignore[method-assign]
-    assert ids_of(claim(store, SEVEN)) == IDS
+    assert steps.ids_of(steps.claim(store, SEVEN)) == IDS
 
 
 def test_the_same_token_again_gets_all_of_it(store: Store) -> None:
     """Also in steps."""
-    push(store, *IDS, trigger=SEVEN)
-    lease = claim(store, SEVEN, token="run")
+    steps.push(store, *IDS, trigger=SEVEN)
+    lease = steps.claim(store, SEVEN, token="run")
     told = between(store, "", None)
 
-    assert ids_of(claim(store, SEVEN, token="run")) == ids_of(lease)
+    assert steps.ids_of(steps.claim(store, SEVEN, token="run")) == steps.ids_of(lease)
     assert told == ["part", "part", "claimed"]
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_what_a_claimer_took_that_died_comes_back(store: Store, clock: Clock, steps: int) -> None:
+@pytest.mark.parametrize("taken", [1, 2])
+def test_what_a_claimer_took_that_died_comes_back(store: Store, clock: Clock, taken: int) -> None:
     """When its lease has expired, and in its order."""
-    push(store, *IDS, trigger=SEVEN)
-    left = iter(range(1, steps))
+    steps.push(store, *IDS, trigger=SEVEN)
+    left = iter(range(1, taken))
 
     def maybe_die() -> None:
         if next(left, None) is None:
@@ -149,27 +133,27 @@ def test_what_a_claimer_took_that_died_comes_back(store: Store, clock: Clock, st
 
     between(store, "part", maybe_die)
     with pytest.raises(Died):
-        claim(store, SEVEN)
+        steps.claim(store, SEVEN)
     store = Store(store.client, store.settings, store.task, clock)
-    clock.advance(LEASE_MS)
-    for token, group in store.sweep(INTERVAL_MS).expired:  # type: ignore[union-attr]
+    clock.advance(steps.LEASE_MS)
+    for token, group in store.sweep(steps.INTERVAL_MS).expired:  # type: ignore[union-attr]
         store.reclaim(token, group, SEVEN)
 
-    assert waiting(store) == IDS
+    assert steps.waiting(store) == IDS
 
 
 def test_a_claimer_whose_batch_was_taken_back_gets_nothing(store: Store, clock: Clock) -> None:
     """It slept between two steps for longer than its lease."""
-    push(store, *IDS, trigger=SEVEN)
+    steps.push(store, *IDS, trigger=SEVEN)
 
     def sleep() -> None:
-        clock.advance(LEASE_MS)
-        (token,) = read(store).leases
-        store.reclaim(token, GROUP.id, SEVEN)
+        clock.advance(steps.LEASE_MS)
+        (token,) = steps.read(store).leases
+        store.reclaim(token, steps.GROUP.id, SEVEN)
 
     between(store, "part", sleep)
-    assert try_claim(store, SEVEN, token="slow") == Idle("ended")
-    assert waiting(store) == IDS
+    assert steps.try_claim(store, SEVEN, token="slow") == Idle("ended")
+    assert steps.waiting(store) == IDS
 
 
 @pytest.mark.parametrize("cancelled", [[], ["b"], ["b", "g"]])
@@ -177,26 +161,26 @@ def test_a_batch_of_several_steps_does_not_begin_before_its_time(
     store: Store, cancelled: list[str]
 ) -> None:
     """Entries that a cancel left behind do not make it full."""
-    push(store, *"abcdefgh"[: 6 + len(cancelled)], trigger=SEVEN)
+    steps.push(store, *"abcdefgh"[: 6 + len(cancelled)], trigger=SEVEN)
     if cancelled:
-        lease, _ = store.cancel(GROUP.id, cancelled, SEVEN)
+        lease, _ = store.cancel(steps.GROUP.id, cancelled, SEVEN)
         assert lease is not None
-        ack_all(lease)
-    before = waiting(store)
+        steps.ack_all(lease)
+    before = steps.waiting(store)
 
-    found = try_claim(store, SEVEN, bell="bell")
+    found = steps.try_claim(store, SEVEN, bell="bell")
     assert isinstance(found, Idle)
     assert found.reason == "not_due"
-    assert waiting(store) == before
+    assert steps.waiting(store) == before
 
 
 def test_a_batch_that_is_full_by_its_bytes_begins(store: Store) -> None:
     """Also if that shows in a later step only."""
-    limit(store, flush_bytes=500)
-    push(store, *(call(task_id, body=b"x" * 80) for task_id in "abcdef"), trigger=SEVEN)
+    steps.limit(store, flush_bytes=500)
+    steps.push(store, *(steps.call(task_id, body=b"x" * 80) for task_id in "abcdef"), trigger=SEVEN)
 
-    assert ids_of(claim(store, SEVEN)) == list("abcde")
-    assert ids_of(claim(store, SEVEN)) == ["f"]
+    assert steps.ids_of(steps.claim(store, SEVEN)) == list("abcde")
+    assert steps.ids_of(steps.claim(store, SEVEN)) == ["f"]
 
 
 @pytest.mark.parametrize("delayed", [False, True], ids=["fresh", "promoted"])
@@ -204,25 +188,25 @@ def test_the_bytes_of_a_batch_are_those_that_a_worker_will_hold(
     store: Store, clock: Clock, delayed: bool
 ) -> None:
     """Of compressed requests more than are stored."""
-    limit(store, flush_bytes=250)
-    eta_ms = clock.now_ms + SECOND if delayed else None
-    push(store, *(Outgoing(task_id, "", eta_ms, b"x", 100) for task_id in "abc"))
-    clock.advance(SECOND)
+    steps.limit(store, flush_bytes=250)
+    eta_ms = clock.now_ms + steps.SECOND if delayed else None
+    steps.push(store, *(Outgoing(task_id, "", eta_ms, b"x", 100) for task_id in "abc"))
+    clock.advance(steps.SECOND)
     if delayed:
-        store.promote(GROUP.id, list("abc"), SEVEN)
+        store.promote(steps.GROUP.id, list("abc"), SEVEN)
 
-    assert ids_of(claim(store, Trigger(3, 0))) == ["a", "b"]
+    assert steps.ids_of(steps.claim(store, Trigger(3, 0))) == ["a", "b"]
 
 
 def test_a_step_is_bounded_by_its_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is larger goes by itself."""
     monkeypatch.setattr("redis_batches.buffer.store.CLAIM_STEP", 1000)
     monkeypatch.setattr("redis_batches.buffer.store.CLAIM_BYTES", 250)
-    push(store, *(call(task_id, body=b"x" * 80) for task_id in "abcde"), trigger=SEVEN)
-    push(store, call("f", body=b"x" * 300), "g", trigger=SEVEN)
+    steps.push(store, *(steps.call(task_id, body=b"x" * 80) for task_id in "abcde"), trigger=SEVEN)
+    steps.push(store, steps.call("f", body=b"x" * 300), "g", trigger=SEVEN)
     told = between(store, "", None)
 
-    assert ids_of(claim(store, SEVEN)) == IDS
+    assert steps.ids_of(steps.claim(store, SEVEN)) == IDS
     assert told == ["part", "part", "part", "part", "claimed"]
 
 
@@ -240,23 +224,23 @@ def test_nothing_is_read_that_is_not_taken(
 ) -> None:
     """Whatever waits behind a batch, and whether it is full by its number or its bytes."""
     monkeypatch.setattr("redis_batches.buffer.store.CLAIM_STEP", 1000)
-    limit(real, flush_bytes=1000)
-    eta_ms = clock.now_ms + SECOND if delayed else None
+    steps.limit(real, flush_bytes=1000)
+    eta_ms = clock.now_ms + steps.SECOND if delayed else None
     ids = [f"id-{number}" for number in range(30)]
-    push(real, *(call(task_id, eta_ms=eta_ms, body=b"x" * 180) for task_id in ids))
-    clock.advance(SECOND)
+    steps.push(real, *(steps.call(task_id, eta_ms=eta_ms, body=b"x" * 180) for task_id in ids))
+    clock.advance(steps.SECOND)
     if delayed:
-        real.promote(GROUP.id, ids, SEVEN)
+        real.promote(steps.GROUP.id, ids, SEVEN)
     items = real.keys.resolve("items")
     with real.client.monitor() as monitor:
-        lease = claim(real, Trigger(20, 0))
+        lease = steps.claim(real, Trigger(20, 0))
         real.client.ping()
         seen = []
         while (command := monitor.next_command()["command"]) != "PING":
             if command.startswith(f"HMGET {items}"):
                 seen += command.split()[2:]
 
-    assert ids_of(lease) == ids[:5]
+    assert steps.ids_of(lease) == ids[:5]
     assert seen == ids[:5]
 
 
@@ -265,20 +249,20 @@ def test_nothing_is_read_that_is_not_taken(
 
 def take_back(store: Store, lease: Lease) -> Any:
     """Takes a batch back whose worker is known to be dead."""
-    return store.reclaim(lease.token, GROUP.id, SEVEN, seen_dead=True)
+    return store.reclaim(lease.token, steps.GROUP.id, SEVEN, seen_dead=True)
 
 
 def test_a_large_batch_is_taken_back_in_steps(store: Store) -> None:
     """In its order, and halved by what it was, not by a step."""
-    lease = push_and_claim(store, *IDS, trigger=SEVEN)
+    lease = steps.push_and_claim(store, *IDS, trigger=SEVEN)
     told = between(store, "", None)
     bells = take_back(store, lease)
 
     assert told == ["more", "more", "more", "reclaimed"]
-    assert waiting(store) == IDS
+    assert steps.waiting(store) == IDS
     assert bells.count > 0
     assert store.stats()["reclaimed"] == 1
-    records = [record.split(":") for record in read(store).attempts.values()]
+    records = [record.split(":") for record in steps.read(store).attempts.values()]
     # Once crashed, never alone, in batches of at most three.
     assert {(crashes, alone, split) for _, crashes, alone, split, *_ in records} == {
         ("1", "0", "1")
@@ -287,28 +271,28 @@ def test_a_large_batch_is_taken_back_in_steps(store: Store) -> None:
 
 def test_from_the_first_step_on_the_run_has_lost_its_lease(store: Store) -> None:
     """Whatever it does then changes nothing."""
-    lease = push_and_claim(store, *IDS, trigger=SEVEN)
+    lease = steps.push_and_claim(store, *IDS, trigger=SEVEN)
     refused: list[bool] = []
 
     def settle() -> None:
         refused.append(not lease.extend() and lease.lost)
-        for late in (lambda: ack_all(lease), lambda: lease.release(retry(*IDS))):
+        for late in (lambda: steps.ack_all(lease), lambda: lease.release(steps.retry(*IDS))):
             with pytest.raises(LeaseLost):
                 late()
-        assert try_claim(store, SEVEN, token=lease.token) == Idle("ended")
+        assert steps.try_claim(store, SEVEN, token=lease.token) == Idle("ended")
 
     between(store, "more", settle)
     take_back(store, lease)
 
     assert refused == [True] * 3
-    assert waiting(store) == IDS
+    assert steps.waiting(store) == IDS
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_whoever_takes_it_back_may_die(store: Store, clock: Clock, steps: int) -> None:
+@pytest.mark.parametrize("taken", [1, 2, 3])
+def test_whoever_takes_it_back_may_die(store: Store, clock: Clock, taken: int) -> None:
     """The next sweep goes on; every request crashed once."""
-    lease = push_and_claim(store, *IDS, trigger=SEVEN)
-    left = iter(range(1, steps))
+    lease = steps.push_and_claim(store, *IDS, trigger=SEVEN)
+    left = iter(range(1, taken))
 
     def maybe_die() -> None:
         if next(left, None) is None:
@@ -318,21 +302,21 @@ def test_whoever_takes_it_back_may_die(store: Store, clock: Clock, steps: int) -
     with pytest.raises(Died):
         take_back(store, lease)
     store = Store(store.client, store.settings, store.task, clock)
-    read(store).check()
+    steps.read(store).check()
     clock.advance(1)
-    swept = store.sweep(INTERVAL_MS)
+    swept = store.sweep(steps.INTERVAL_MS)
     assert swept is not None
-    assert swept.expired == ((lease.token, GROUP.id),)
-    store.reclaim(lease.token, GROUP.id, SEVEN)
+    assert swept.expired == ((lease.token, steps.GROUP.id),)
+    store.reclaim(lease.token, steps.GROUP.id, SEVEN)
 
-    assert waiting(store) == IDS
-    assert {record.split(":")[1] for record in read(store).attempts.values()} == {"1"}
+    assert steps.waiting(store) == IDS
+    assert {record.split(":")[1] for record in steps.read(store).attempts.values()} == {"1"}
 
 
 def test_a_clock_that_goes_back_does_not_stop_it(store: Store, clock: Clock) -> None:
     """What is begun is not taken for alive again."""
-    lease = push_and_claim(store, *IDS, trigger=SEVEN)
-    between(store, "more", lambda: clock.advance(-5 * SECOND))
-    store.reclaim(lease.token, GROUP.id, SEVEN, seen_dead=True)
+    lease = steps.push_and_claim(store, *IDS, trigger=SEVEN)
+    between(store, "more", lambda: clock.advance(-5 * steps.SECOND))
+    store.reclaim(lease.token, steps.GROUP.id, SEVEN, seen_dead=True)
 
-    assert waiting(store) == IDS
+    assert steps.waiting(store) == IDS

@@ -12,42 +12,19 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.errors import StoreError, Unanswered
 from redis_batches.core.model import Bells, Group, Swept, Trigger
 from redis_batches.upkeep.sweeper import Served, Sweeper
+from tests.support import steps
 from tests.support.clock import Clock
-from tests.support.steps import (
-    GROUP,
-    HOUR,
-    INTERVAL_MS,
-    LEASE_MS,
-    MAX_PAUSE_MS,
-    MIN_PAUSE_MS,
-    OTHER,
-    SECOND,
-    TRIGGER,
-    WINDOW_MS,
-    ack_all,
-    attention,
-    call,
-    claim,
-    ids_of,
-    place,
-    push,
-    push_and_claim,
-    put_back,
-    read,
-    retry,
-    waiting,
-)
 
 pytestmark = pytest.mark.usefixtures("sound")
 
 #: As in `redis_batches.core.settings`.
 PUT_BACK_DELAY_MS = 600_000
-WEEK_MS = 7 * 24 * HOUR
+WEEK_MS = 7 * 24 * steps.HOUR
 
 
 def sweep(store: Store, **options: object) -> Swept:
     """Sweeps, whoever leads."""
-    swept = store.sweep(INTERVAL_MS, **options)  # type: ignore[arg-type]
+    swept = store.sweep(steps.INTERVAL_MS, **options)  # type: ignore[arg-type]
     assert swept is not None
     return swept
 
@@ -62,30 +39,30 @@ def test_nothing_is_overdue(store: Store) -> None:
 
 def test_a_batch_whose_interval_is_over_is_rung_for(store: Store, clock: Clock) -> None:
     """Once, where its callers said."""
-    push(store, "a")
-    clock.advance(INTERVAL_MS - 1)
+    steps.push(store, "a")
+    clock.advance(steps.INTERVAL_MS - 1)
     assert sweep(store) == Swept(1)
     clock.advance(1)
-    assert sweep(store).bells == (Bells(GROUP.id, GROUP.route, 1, clock.now_ms),)
+    assert sweep(store).bells == (Bells(steps.GROUP.id, steps.GROUP.route, 1, clock.now_ms),)
     assert sweep(store).bells == ()
 
 
 def test_every_group_is_rung_for(store: Store, clock: Clock) -> None:
     """Each by its own route."""
-    push(store, "a")
-    push(store, "b", group=OTHER)
-    clock.advance(INTERVAL_MS)
+    steps.push(store, "a")
+    steps.push(store, "b", group=steps.OTHER)
+    clock.advance(steps.INTERVAL_MS)
 
     assert {(bells.group, bells.route) for bells in sweep(store).bells} == {
-        (GROUP.id, GROUP.route),
-        (OTHER.id, OTHER.route),
+        (steps.GROUP.id, steps.GROUP.route),
+        (steps.OTHER.id, steps.OTHER.route),
     }
 
 
 def test_a_lost_doorbell_is_rung_again(store: Store, clock: Clock) -> None:
     """After the pause; nobody called the task meanwhile."""
-    push(store, *"abc")
-    clock.advance(MIN_PAUSE_MS - 1)
+    steps.push(store, *"abc")
+    clock.advance(steps.MIN_PAUSE_MS - 1)
     assert sweep(store).bells == ()
     clock.advance(1)
     assert len(sweep(store).bells) == 1
@@ -93,82 +70,87 @@ def test_a_lost_doorbell_is_rung_again(store: Store, clock: Clock) -> None:
 
 def test_the_pause_doubles_while_nobody_answers(store: Store, clock: Clock) -> None:
     """Up to ten minutes: a day without workers costs few messages."""
-    push(store, *"abc")
+    steps.push(store, *"abc")
     rung_at = []
     for _ in range(3600):
-        clock.advance(SECOND)
+        clock.advance(steps.SECOND)
         if sweep(store).bells:
             rung_at.append(clock.now_ms)
 
     pauses = [later - earlier for earlier, later in pairwise(rung_at)]
-    assert pauses[:3] == [2 * SECOND, 4 * SECOND, 8 * SECOND]
-    assert set(pauses[9:]) == {MAX_PAUSE_MS}
+    assert pauses[:3] == [2 * steps.SECOND, 4 * steps.SECOND, 8 * steps.SECOND]
+    assert set(pauses[9:]) == {steps.MAX_PAUSE_MS}
 
 
 def test_a_long_pause_is_not_taken_for_a_clock_that_went_back(store: Store, clock: Clock) -> None:
     """No sweep looks at its group before it is over."""
-    push(store, *"abc")
-    while read(store).bell(GROUP.id)[2] < 2 * INTERVAL_MS:
-        clock.advance(SECOND)
+    steps.push(store, *"abc")
+    while steps.read(store).bell(steps.GROUP.id)[2] < 2 * steps.INTERVAL_MS:
+        clock.advance(steps.SECOND)
         sweep(store)
     sweep(store)
 
-    _, rung_ms, pause_ms = read(store).bell(GROUP.id)
-    assert attention(store) == rung_ms + pause_ms
+    _, rung_ms, pause_ms = steps.read(store).bell(steps.GROUP.id)
+    assert steps.attention(store) == rung_ms + pause_ms
 
 
 def test_an_answer_ends_the_pause(store: Store, clock: Clock) -> None:
     """The next doorbell is waited for as long as this one took."""
-    push(store, *"abcdef")
+    steps.push(store, *"abcdef")
     for _ in range(600):
-        clock.advance(SECOND)
+        clock.advance(steps.SECOND)
         sweep(store)
-    claim(store, bell="bell", rung_ms=clock.now_ms - 100)
-    clock.advance(MIN_PAUSE_MS)
+    steps.claim(store, bell="bell", rung_ms=clock.now_ms - 100)
+    clock.advance(steps.MIN_PAUSE_MS)
 
     assert len(sweep(store).bells) == 1
 
 
 def test_a_doorbell_that_is_out_is_not_rung_again(store: Store, clock: Clock) -> None:
     """Though the interval is over."""
-    push(store, *"abc")
-    clock.advance(MIN_PAUSE_MS)
+    steps.push(store, *"abc")
+    clock.advance(steps.MIN_PAUSE_MS)
     sweep(store)
-    clock.advance(MIN_PAUSE_MS)
+    clock.advance(steps.MIN_PAUSE_MS)
 
     assert sweep(store).bells == ()
-    assert attention(store) == clock.now_ms + MIN_PAUSE_MS
+    assert steps.attention(store) == clock.now_ms + steps.MIN_PAUSE_MS
 
 
 def test_an_expired_lease_is_named(store: Store, clock: Clock) -> None:
     """With its group; it is taken back by another script."""
-    lease = push_and_claim(store, "a")
-    clock.advance(LEASE_MS - 1)
+    lease = steps.push_and_claim(store, "a")
+    clock.advance(steps.LEASE_MS - 1)
     assert sweep(store).expired == ()
     clock.advance(1)
-    assert sweep(store).expired == ((lease.token, GROUP.id),)
-    assert place(store, "a") == "owned"
+    assert sweep(store).expired == ((lease.token, steps.GROUP.id),)
+    assert steps.place(store, "a") == "owned"
 
 
 def test_a_request_whose_delay_is_over_is_named(store: Store, clock: Clock) -> None:
     """Whether it is a retry's or the caller's."""
-    push(store, call("a", eta_ms=clock.now_ms + SECOND), "b")
-    claim(store, force=True).release(retry("b", delay_ms=SECOND))
-    push(store, call("c", eta_ms=clock.now_ms + SECOND), group=OTHER)
-    clock.advance(SECOND - 1)
+    steps.push(store, steps.call("a", eta_ms=clock.now_ms + steps.SECOND), "b")
+    steps.claim(store, force=True).release(steps.retry("b", delay_ms=steps.SECOND))
+    steps.push(store, steps.call("c", eta_ms=clock.now_ms + steps.SECOND), group=steps.OTHER)
+    clock.advance(steps.SECOND - 1)
     assert sweep(store).ready == ()
     clock.advance(1)
-    assert dict(sweep(store).ready) == {GROUP.id: ("b", "a"), OTHER.id: ("c",)}
+    assert dict(sweep(store).ready) == {steps.GROUP.id: ("b", "a"), steps.OTHER.id: ("c",)}
 
 
 @pytest.mark.parametrize(
     ("arrange", "wait_ms"),
     [
-        (lambda store, now: push(store, "a"), INTERVAL_MS),
-        (lambda store, now: push(store, *"abc"), MIN_PAUSE_MS),
-        (lambda store, now: push_and_claim(store, "a"), LEASE_MS),
-        (lambda store, now: push(store, call("a", eta_ms=now + 7)), 7),
-        (lambda store, now: push_and_claim(store, "a").release(retry("a", delay_ms=7)), 7),
+        (lambda store, now: steps.push(store, "a"), steps.INTERVAL_MS),
+        (lambda store, now: steps.push(store, *"abc"), steps.MIN_PAUSE_MS),
+        (lambda store, now: steps.push_and_claim(store, "a"), steps.LEASE_MS),
+        (lambda store, now: steps.push(store, steps.call("a", eta_ms=now + 7)), 7),
+        (
+            lambda store, now: steps.push_and_claim(store, "a").release(
+                steps.retry("a", delay_ms=7)
+            ),
+            7,
+        ),
     ],
     ids=["interval", "doorbell", "lease", "eta", "retry"],
 )
@@ -184,23 +166,23 @@ def test_a_sweep_says_when_something_else_will_be_due(
 def test_a_sweep_is_bounded(store: Store, clock: Clock) -> None:
     """It names so many of each kind, and says that there is more."""
     for number in range(5):
-        push(store, str(number), group=Group.of({"queue": str(number)}))
-    clock.advance(INTERVAL_MS)
+        steps.push(store, str(number), group=Group.of({"queue": str(number)}))
+    clock.advance(steps.INTERVAL_MS)
 
     assert len(sweep(store, limit=3).bells) == 3
     assert sweep(store, limit=3).wait_ms != 0
-    assert len(read(store).bells) == 5
+    assert len(steps.read(store).bells) == 5
 
 
 def test_a_sweep_forgets_finished_calls(store: Store, clock: Clock) -> None:
     """After the window."""
-    ack_all(push_and_claim(store, "a"))
-    clock.advance(WINDOW_MS - 1)
+    steps.ack_all(steps.push_and_claim(store, "a"))
+    clock.advance(steps.WINDOW_MS - 1)
     sweep(store)
-    assert "a" in read(store).done
+    assert "a" in steps.read(store).done
     clock.advance(1)
     sweep(store)
-    assert read(store).done == {}
+    assert steps.read(store).done == {}
 
 
 # -- Who sweeps
@@ -208,56 +190,56 @@ def test_a_sweep_forgets_finished_calls(store: Store, clock: Clock) -> None:
 
 def test_one_sweeper_leads(store: Store, clock: Clock) -> None:
     """The others stand by while its last sweep is fresh."""
-    assert store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    assert store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
     clock.advance(2999)
-    assert store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000) is None
-    assert store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    assert store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000) is None
+    assert store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
 
 
 def test_another_sweeper_leads_when_the_first_is_gone(store: Store, clock: Clock) -> None:
     """Then the first one, if it comes back, stands by."""
-    store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
     clock.advance(3000)
 
-    assert store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000)
-    assert store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000) is None
+    assert store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000)
+    assert store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000) is None
 
 
 def test_a_sweeper_without_a_name_always_sweeps(store: Store) -> None:
     """It does not lead: beat's sweeps are rare."""
-    store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
 
     assert sweep(store)
-    assert store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000) is None
-    assert store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    assert store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000) is None
+    assert store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
 
 
 def test_a_leader_of_a_time_to_come_does_not_lead(store: Store, clock: Clock) -> None:
     """The clock went back: its last sweep would be fresh for hours."""
-    store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
-    clock.advance(-HOUR)
+    store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    clock.advance(-steps.HOUR)
 
-    assert store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000)
+    assert store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000)
 
 
 def test_a_worker_that_starts_rings_again(store: Store, clock: Clock) -> None:
     """Though others lead, and nobody answered for hours: the pause starts anew."""
-    push(store, *"abc")
+    steps.push(store, *"abc")
     for _ in range(20):
-        clock.advance(MAX_PAUSE_MS)
-        store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+        clock.advance(steps.MAX_PAUSE_MS)
+        store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
     clock.advance(1)
 
-    swept = store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000, greet=True)
+    swept = store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000, greet=True)
     assert swept is not None
     assert len(swept.bells) == 1
-    assert read(store).bell(GROUP.id)[2] == 2 * MIN_PAUSE_MS
-    assert store.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000) is None
+    assert steps.read(store).bell(steps.GROUP.id)[2] == 2 * steps.MIN_PAUSE_MS
+    assert store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000) is None
 
 
 def test_a_worker_that_starts_does_not_ring_for_what_is_not_due(store: Store) -> None:
     """Nobody was rung for it."""
-    push(store, "a")
+    steps.push(store, "a")
 
     assert sweep(store, greet=True).bells == ()
 
@@ -267,41 +249,41 @@ def test_a_worker_that_starts_does_not_ring_for_what_is_not_due(store: Store) ->
 
 def test_an_interval_that_began_in_the_future_is_not_waited_for(store: Store, clock: Clock) -> None:
     """No longer than the interval."""
-    push(store, "a")
-    clock.advance(-5 * HOUR)
+    steps.push(store, "a")
+    clock.advance(-5 * steps.HOUR)
 
-    assert sweep(store) == Swept(INTERVAL_MS)
-    clock.advance(INTERVAL_MS)
+    assert sweep(store) == Swept(steps.INTERVAL_MS)
+    clock.advance(steps.INTERVAL_MS)
     assert len(sweep(store).bells) == 1
 
 
 def test_a_lease_that_began_in_the_future_expires(store: Store, clock: Clock) -> None:
     """After the lease."""
-    lease = push_and_claim(store, "a")
-    clock.advance(-5 * HOUR)
+    lease = steps.push_and_claim(store, "a")
+    clock.advance(-5 * steps.HOUR)
 
-    assert sweep(store) == Swept(LEASE_MS)
-    clock.advance(LEASE_MS)
-    assert sweep(store).expired == ((lease.token, GROUP.id),)
+    assert sweep(store) == Swept(steps.LEASE_MS)
+    clock.advance(steps.LEASE_MS)
+    assert sweep(store).expired == ((lease.token, steps.GROUP.id),)
 
 
 def test_a_retry_is_not_delayed_for_longer_than_it_said(store: Store, clock: Clock) -> None:
     """By a clock that was wrong by months."""
-    lease = push_and_claim(store, "a")
-    lease.release(retry("a", delay_ms=SECOND))
-    ack_all(lease)
+    lease = steps.push_and_claim(store, "a")
+    lease.release(steps.retry("a", delay_ms=steps.SECOND))
+    steps.ack_all(lease)
     clock.advance(-10 * WEEK_MS)
 
-    assert sweep(store) == Swept(SECOND)
+    assert sweep(store) == Swept(steps.SECOND)
 
 
-@pytest.mark.parametrize("delay_ms", [SECOND, 10 * WEEK_MS])
+@pytest.mark.parametrize("delay_ms", [steps.SECOND, 10 * WEEK_MS])
 def test_what_is_put_back_is_not_delayed_for_longer_than_any(
     store: Store, clock: Clock, delay_ms: int
 ) -> None:
     """It has no record of its own: only a retry has a longer delay than ten minutes."""
-    lease = push_and_claim(store, "a")
-    lease.release(put_back("a", delay_ms=delay_ms))
+    lease = steps.push_and_claim(store, "a")
+    lease.release(steps.put_back("a", delay_ms=delay_ms))
     lease.ack(ends=True)
     clock.advance(-10 * WEEK_MS)
 
@@ -310,42 +292,44 @@ def test_what_is_put_back_is_not_delayed_for_longer_than_any(
 
 def test_an_eta_is_a_time_of_the_clock(store: Store, clock: Clock) -> None:
     """It is waited for, however far away it is."""
-    push(store, call("a", eta_ms=clock.now_ms + SECOND))
+    steps.push(store, steps.call("a", eta_ms=clock.now_ms + steps.SECOND))
     clock.advance(-10 * WEEK_MS)
 
-    assert sweep(store) == Swept(10 * WEEK_MS + SECOND)
+    assert sweep(store) == Swept(10 * WEEK_MS + steps.SECOND)
 
 
 def test_a_doorbell_that_was_rung_in_the_future_is_rung_again(store: Store, clock: Clock) -> None:
     """It is not waited for until then, and not for another pause at every sweep."""
-    push(store, *"abc")
-    clock.advance(-5 * HOUR)
+    steps.push(store, *"abc")
+    clock.advance(-5 * steps.HOUR)
     sweep(store)
-    clock.advance(INTERVAL_MS)
+    clock.advance(steps.INTERVAL_MS)
 
     assert len(sweep(store).bells) == 1
 
 
 def test_a_doorbell_of_the_future_is_made_good_by_the_next_call(store: Store, clock: Clock) -> None:
     """Calls that come all the time do not put it off."""
-    push(store, *"abc")
-    clock.advance(-5 * HOUR)
+    steps.push(store, *"abc")
+    clock.advance(-5 * steps.HOUR)
 
-    assert push(store, "d").bells.count > 0
+    assert steps.push(store, "d").bells.count > 0
 
 
 def test_a_sound_record_does_not_hide_another(store: Store, clock: Clock) -> None:
     """A group that may wait for ten minutes comes before one that may not."""
-    push(store, *"abc")
-    while read(store).bell(GROUP.id)[2] < MAX_PAUSE_MS:
-        clock.advance(SECOND)
+    steps.push(store, *"abc")
+    while steps.read(store).bell(steps.GROUP.id)[2] < steps.MAX_PAUSE_MS:
+        clock.advance(steps.SECOND)
         sweep(store)
-    push(store, "d", group=OTHER)
-    clock.advance(-300 * SECOND)
-    store.client.zadd(store.keys.resolve("groups"), {GROUP.id: clock.now_ms + MAX_PAUSE_MS})
+    steps.push(store, "d", group=steps.OTHER)
+    clock.advance(-300 * steps.SECOND)
+    store.client.zadd(
+        store.keys.resolve("groups"), {steps.GROUP.id: clock.now_ms + steps.MAX_PAUSE_MS}
+    )
     sweep(store)
 
-    assert attention(store, OTHER) == clock.now_ms + INTERVAL_MS
+    assert steps.attention(store, steps.OTHER) == clock.now_ms + steps.INTERVAL_MS
 
 
 # -- The sweeper
@@ -371,35 +355,37 @@ def belfry() -> Belfry:
 
 def sweeper_of(belfry: Belfry, *stores: Store, name: str = "anne") -> Sweeper:
     """Returns a sweeper of tasks that ticks at least once a second."""
-    served = [Served(store, TRIGGER) for store in stores]
+    served = [Served(store, steps.TRIGGER) for store in stores]
     return Sweeper(lambda: served, belfry, 1.0, name)
 
 
 def test_a_tick_takes_expired_batches_back(store: Store, clock: Clock, belfry: Belfry) -> None:
     """And rings for them at once."""
-    push_and_claim(store, "a")
-    clock.advance(LEASE_MS)
+    steps.push_and_claim(store, "a")
+    clock.advance(steps.LEASE_MS)
     sweeper_of(belfry, store).tick()
 
-    assert waiting(store) == ["a"]
-    assert belfry.rung == [Bells(GROUP.id, GROUP.route, 1, 0)]
+    assert steps.waiting(store) == ["a"]
+    assert belfry.rung == [Bells(steps.GROUP.id, steps.GROUP.route, 1, 0)]
 
 
 def test_a_tick_promotes_what_was_delayed(store: Store, clock: Clock, belfry: Belfry) -> None:
     """And rings if that fills a batch."""
-    push(store, *(call(task_id, eta_ms=clock.now_ms + SECOND) for task_id in "abc"))
-    clock.advance(SECOND)
+    steps.push(
+        store, *(steps.call(task_id, eta_ms=clock.now_ms + steps.SECOND) for task_id in "abc")
+    )
+    clock.advance(steps.SECOND)
     sweeper_of(belfry, store).tick()
 
-    assert waiting(store) == ["a", "b", "c"]
-    assert belfry.rung == [Bells(GROUP.id, GROUP.route, 1, 0)]
+    assert steps.waiting(store) == ["a", "b", "c"]
+    assert belfry.rung == [Bells(steps.GROUP.id, steps.GROUP.route, 1, 0)]
 
 
 def test_a_tick_drains_a_backlog_of_groups(store: Store, clock: Clock, belfry: Belfry) -> None:
     """A sweep names 500 of them."""
     for number in range(1100):
-        push(store, str(number), group=Group.of({"queue": str(number)}))
-    clock.advance(INTERVAL_MS)
+        steps.push(store, str(number), group=Group.of({"queue": str(number)}))
+    clock.advance(steps.INTERVAL_MS)
     sweeper_of(belfry, store).tick()
 
     assert len({bells.group for bells in belfry.rung}) == 1100
@@ -409,8 +395,8 @@ def test_a_tick_says_when_the_next_is_wanted(store: Store, clock: Clock, belfry:
     """When something will be due, or in a second."""
     sweeper = sweeper_of(belfry, store)
     assert sweeper.tick() == 1.0
-    push(store, "a")
-    clock.advance(INTERVAL_MS - 300)
+    steps.push(store, "a")
+    clock.advance(steps.INTERVAL_MS - 300)
     assert sweeper.tick() == pytest.approx(0.301)
 
 
@@ -423,7 +409,7 @@ def test_a_sweeper_ticks_once_per_shortest_interval(store: Store, belfry: Belfry
 
 def test_a_sweeper_greets_once(store: Store, clock: Clock, belfry: Belfry) -> None:
     """At its first tick."""
-    push(store, *"abc")
+    steps.push(store, *"abc")
     sweeper = sweeper_of(belfry, store)
     for _ in range(3):
         sweeper.tick()
@@ -437,7 +423,7 @@ def test_a_task_that_cannot_be_swept_does_not_stop_the_others(
     """It is logged, and tried again in a second."""
     broken = Store(store.client, store.settings, "shop.broken", clock)
     store.client.set(broken.keys.resolve("groups"), "foreign")
-    push(store, *"abc")
+    steps.push(store, *"abc")
     with caplog.at_level(logging.WARNING):
         wait = sweeper_of(belfry, broken, store).tick()
 
@@ -448,11 +434,11 @@ def test_a_task_that_cannot_be_swept_does_not_stop_the_others(
 
 def test_a_greeting_that_failed_is_made_good(store: Store, clock: Clock, belfry: Belfry) -> None:
     """At the next tick, though another worker leads."""
-    push(store, *"abc")
+    steps.push(store, *"abc")
     for _ in range(20):
-        clock.advance(MAX_PAUSE_MS)
+        clock.advance(steps.MAX_PAUSE_MS)
         sweep(store)
-    store.sweep(INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
     claims = store.keys.resolve("claims")
     store.client.set(claims, "foreign")
     sweeper = sweeper_of(belfry, store, name="bert")
@@ -467,13 +453,13 @@ def test_each_task_is_greeted(store: Store, clock: Clock, belfry: Belfry) -> Non
     """One whose greeting failed, and one that came later, though another has been."""
     late = Store(store.client, store.settings, "shop.late", clock)
     for each in store, late:
-        push(each, *"abc")
+        steps.push(each, *"abc")
         for _ in range(20):
-            clock.advance(MAX_PAUSE_MS)
+            clock.advance(steps.MAX_PAUSE_MS)
             sweep(each)
-        each.sweep(INTERVAL_MS, sweeper="bert", fresh_ms=3000)
+        each.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000)
     fine = Store(store.client, store.settings, "shop.fine", clock)
-    served = [Served(fine, TRIGGER), Served(store, TRIGGER)]
+    served = [Served(fine, steps.TRIGGER), Served(store, steps.TRIGGER)]
     sweeper = Sweeper(lambda: served, belfry, 1.0, "anne")
     claims = store.keys.resolve("claims")
     store.client.set(claims, "foreign")
@@ -481,7 +467,7 @@ def test_each_task_is_greeted(store: Store, clock: Clock, belfry: Belfry) -> Non
     store.client.delete(claims)
     assert belfry.rung == []
 
-    served.append(Served(late, TRIGGER))
+    served.append(Served(late, steps.TRIGGER))
     sweeper.tick()
     sweeper.tick()
     assert len(belfry.rung) == 2
@@ -492,19 +478,19 @@ def test_a_batch_that_cannot_be_taken_back_keeps_no_other_waiting(
 ) -> None:
     """The tick ends all the same, and the next one is not at once."""
     monkeypatch.setattr("redis_batches.upkeep.sweeper.SWEEP_LIMIT", 1)
-    broken = push_and_claim(store, "a")
+    broken = steps.push_and_claim(store, "a")
     clock.advance(1)
-    push(store, "b", group=OTHER)
-    claim(store, force=True, group=OTHER)
-    clock.advance(LEASE_MS)
-    store.client.set(store.keys.pending(GROUP.id), "foreign")
+    steps.push(store, "b", group=steps.OTHER)
+    steps.claim(store, force=True, group=steps.OTHER)
+    clock.advance(steps.LEASE_MS)
+    store.client.set(store.keys.pending(steps.GROUP.id), "foreign")
 
     wait = sweeper_of(belfry, store).tick()
 
-    assert store.waiting(OTHER.id) == 1
+    assert store.waiting(steps.OTHER.id) == 1
     assert wait >= 0.02
-    store.client.delete(store.keys.pending(GROUP.id))
-    assert ack_all(broken) == 1
+    store.client.delete(store.keys.pending(steps.GROUP.id))
+    assert steps.ack_all(broken) == 1
 
 
 def test_a_sweep_of_a_foreign_key_is_an_error(store: Store) -> None:
@@ -517,16 +503,16 @@ def test_a_sweep_of_a_foreign_key_is_an_error(store: Store) -> None:
 
 def test_a_batch_that_was_lost_runs_at_last(store: Store, clock: Clock, belfry: Belfry) -> None:
     """Every doorbell was lost, and every worker died."""
-    push(store, *"abc")
+    steps.push(store, *"abc")
     sweeper = sweeper_of(belfry, store)
     for _ in range(4):
-        clock.advance(MAX_PAUSE_MS)
+        clock.advance(steps.MAX_PAUSE_MS)
         sweeper.tick()
-        claim(store)
+        steps.claim(store)
 
-    clock.advance(MAX_PAUSE_MS)
+    clock.advance(steps.MAX_PAUSE_MS)
     sweeper.tick()
-    assert ids_of(claim(store)) == ["a"]
+    assert steps.ids_of(steps.claim(store)) == ["a"]
 
 
 def test_workers_that_start_one_after_another_do_not_flood_the_broker(
@@ -535,18 +521,18 @@ def test_workers_that_start_one_after_another_do_not_flood_the_broker(
     """Each rings once more; its doorbell does not pass for one that overtook the others."""
     rung = []
     for first in range(0, 1500, 100):
-        bells = push(store, *(f"id{number}" for number in range(first, first + 100))).bells
+        bells = steps.push(store, *(f"id{number}" for number in range(first, first + 100))).bells
         rung += [bells.rung_ms] * bells.count
     for event in range(5):
         clock.advance(50)
-        swept = store.sweep(INTERVAL_MS, sweeper=f"w{event}", fresh_ms=3000, greet=True)
+        swept = store.sweep(steps.INTERVAL_MS, sweeper=f"w{event}", fresh_ms=3000, greet=True)
         assert swept is not None
         rung += [bells.rung_ms for bells in swept.bells]
         for number in range(40):
             clock.advance(50)
-            lease = claim(store, bell=f"bell{event}-{number}", rung_ms=rung.pop(0))
+            lease = steps.claim(store, bell=f"bell{event}-{number}", rung_ms=rung.pop(0))
             rung += [lease.bells.rung_ms] * lease.bells.count
-            ack_all(lease)
+            steps.ack_all(lease)
 
     assert len(rung) <= 16 + 5
 

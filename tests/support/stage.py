@@ -10,23 +10,11 @@ import redis
 from redis_batches.buffer.store import Store
 from redis_batches.driver.keys import NamespaceKeys
 from redis_batches.driver.scripts import load_scripts
+from tests.support import steps
 from tests.support.clock import Clock
-from tests.support.steps import (
-    GROUP,
-    HOUR,
-    LEASE_MS,
-    SECOND,
-    ack_all,
-    bury,
-    call,
-    claim,
-    push,
-    push_and_claim,
-    retry,
-)
 
 #: What the scripts are called with: as much as possible happens at once.
-COMMON = {"group": GROUP.id, "route": GROUP.route, "flush_every": 3, "interval_ms": 0}
+COMMON = {"group": steps.GROUP.id, "route": steps.GROUP.route, "flush_every": 3, "interval_ms": 0}
 OWN = ("own", "n", "", "", b"2")
 VALUES: dict[str, dict[str, Any]] = {
     "push": {
@@ -39,7 +27,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "token": "fresh",
         "bell": "bell",
         "rung_ms": 0,
-        "lease_ms": LEASE_MS,
+        "lease_ms": steps.LEASE_MS,
         "limit_ms": 0,
         "once": 0,
         "force": 1,
@@ -69,7 +57,7 @@ VALUES: dict[str, dict[str, Any]] = {
             *("own3", 0, "retry", 9, "x"),
         ],
     },
-    "extend": {"token": "held", "lease_ms": LEASE_MS},
+    "extend": {"token": "held", "lease_ms": steps.LEASE_MS},
     "sweep": {
         "sweeper": "anne",
         "fresh_ms": 1000,
@@ -83,11 +71,11 @@ VALUES: dict[str, dict[str, Any]] = {
     "reclaim": {"token": "held", "window_ms": 1000, "seen_dead": 1, "step": 1000},
     "promote": {"ids": ["delayed", "eta"]},
     "requeue": {"ids": ["dead"]},
-    "drop": {"members": [f"{GROUP.id}:dead"]},
+    "drop": {"members": [f"{steps.GROUP.id}:dead"]},
     "repair": {"noted": 3, "counted": 3, "lost": [":own", ":lost"]},
     "cancel": {
         "token": "fresh",
-        "lease_ms": LEASE_MS,
+        "lease_ms": steps.LEASE_MS,
         "window_ms": 1000,
         "window": 1,
         "ids": ["a", "own", "delayed", "eta", "dead", "nobody"],
@@ -106,17 +94,17 @@ class Stage:
     def __post_init__(self) -> None:
         """Brings them to their places."""
         store, client, now_ms = self.store, self.store.client, self.clock.now_ms
-        ack_all(push_and_claim(store, "done"))
-        bury(store, "dead")
-        lease = push_and_claim(store, "delayed")
-        lease.release(retry("delayed", delay_ms=SECOND))
-        ack_all(lease)
-        push(store, call("eta", eta_ms=now_ms + SECOND), "own", "own2", "own3")
-        self._fence = claim(store, token="held", bell="rung").fence
-        push(store, "lost", "a", "b", "c")
-        client.lpop(store.keys.pending(GROUP.id))
+        steps.ack_all(steps.push_and_claim(store, "done"))
+        steps.bury(store, "dead")
+        lease = steps.push_and_claim(store, "delayed")
+        lease.release(steps.retry("delayed", delay_ms=steps.SECOND))
+        steps.ack_all(lease)
+        steps.push(store, steps.call("eta", eta_ms=now_ms + steps.SECOND), "own", "own2", "own3")
+        self._fence = steps.claim(store, token="held", bell="rung").fence
+        steps.push(store, "lost", "a", "b", "c")
+        client.lpop(store.keys.pending(steps.GROUP.id))
         client.hset(self.keys("knock").resolve("beat"), "out", "1")
-        self.clock.advance(HOUR)
+        self.clock.advance(steps.HOUR)
 
     def dump(self, but: str = "") -> dict[bytes, bytes]:
         """Returns the content of every key but one."""
@@ -134,5 +122,5 @@ class Stage:
         script = load_scripts()[name]
         known = {"now_ms": self.clock(), "fence": self._fence, **COMMON, **VALUES[name]}
         taken = {slot: known[slot] for slot in (*script.slots, script.rest) if slot in known}
-        places = {"group": GROUP.id, "token": known.get("token", "")}
+        places = {"group": steps.GROUP.id, "token": known.get("token", "")}
         return script(client or self.store.client, self.keys(name), **{**places, **taken})

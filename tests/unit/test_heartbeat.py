@@ -12,8 +12,8 @@ from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.settings import Settings
 from redis_batches.upkeep.heartbeat import Heartbeat
+from tests.support import steps
 from tests.support.clock import Clock
-from tests.support.steps import GROUP, LEASE_MS, SECOND, TRIGGER, push_and_claim, read
 from tests.support.waiting import wait_until
 
 #: Whether a lease is kept, by a store of the thread's own, while the only greenlet computes.
@@ -48,21 +48,21 @@ def stores(clock: Clock) -> list[Store]:
 
 def expiry_of(store: Store, lease: Lease) -> int:
     """Returns when a lease ends, in ms."""
-    return read(store).leases[lease.token]
+    return steps.read(store).leases[lease.token]
 
 
 def test_a_lease_is_kept_while_its_batch_runs(stores: list[Store], clock: Clock) -> None:
     """By a thread of its own, and not for longer."""
     store, heartbeat = stores[0], Heartbeat(0.01)
-    lease = push_and_claim(store, "a")
+    lease = steps.push_and_claim(store, "a")
     with heartbeat.keep(lease):
-        clock.advance(SECOND)
+        clock.advance(steps.SECOND)
         wait_until(
-            lambda: expiry_of(store, lease) == clock.now_ms + LEASE_MS,
+            lambda: expiry_of(store, lease) == clock.now_ms + steps.LEASE_MS,
             description="the lease is extended",
         )
     kept = expiry_of(store, lease)
-    clock.advance(SECOND)
+    clock.advance(steps.SECOND)
     heartbeat.tick()
 
     assert expiry_of(store, lease) == kept
@@ -70,23 +70,23 @@ def test_a_lease_is_kept_while_its_batch_runs(stores: list[Store], clock: Clock)
 
 def test_a_lease_that_cannot_be_extended_stops_no_other(stores: list[Store], clock: Clock) -> None:
     """It is tried again soon."""
-    broken, sound = (push_and_claim(store, "a") for store in stores)
+    broken, sound = (steps.push_and_claim(store, "a") for store in stores)
     heartbeat = Heartbeat(60)
     with heartbeat.keep(broken), heartbeat.keep(sound):
         claims = stores[0].keys.resolve("claims")
         stores[0].client.delete(claims)
         stores[0].client.set(claims, "foreign")
-        clock.advance(SECOND)
+        clock.advance(steps.SECOND)
 
         assert heartbeat.tick() == 6
-        assert expiry_of(stores[1], sound) == clock.now_ms + LEASE_MS
+        assert expiry_of(stores[1], sound) == clock.now_ms + steps.LEASE_MS
 
 
 def test_a_lease_that_was_lost_is_left_alone(stores: list[Store]) -> None:
     """Its run is told once."""
     store, heartbeat = stores[0], Heartbeat(60)
-    lease = push_and_claim(store, "a")
-    store.reclaim(lease.token, GROUP.id, TRIGGER, seen_dead=True)
+    lease = steps.push_and_claim(store, "a")
+    store.reclaim(lease.token, steps.GROUP.id, steps.TRIGGER, seen_dead=True)
     with heartbeat.keep(lease):
         heartbeat.tick()
         assert lease.lost

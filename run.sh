@@ -12,7 +12,8 @@ Usage: sh run.sh COMMAND [ARGUMENT...]
   bench    the benchmarks, beside celery-batches: 20 minutes, with --quick three
   oldest   tests with the oldest Celery and redis-py that are supported
   servers  the tests of the scripts on Valkey 9.1 and Redis 8.2, 7.0 (if it is on the PATH) and 6.2
-  mutants  breaks the code in 200 ways, and shows which test catches each: half an hour
+  mutants  breaks the code in 430 ways, and shows which test catches each: two hours
+  full     all that is too long for each change, or the parts of it that are named: hours
   check    linters, types, layers, docker-compose.yml and the wheel
 
 They need Python 3.10 or later ($PYTHON, else one on the PATH) and, the first time, PyPI.
@@ -115,6 +116,10 @@ case "$command" in
   mutants)
     need test
     exec .venv/bin/python -m tests.mutants "$@"
+    ;;
+  full)
+    need test
+    exec .venv/bin/python -m tests.full "$@"
     ;;
   check)
     need test

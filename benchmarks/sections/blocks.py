@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from benchmarks.bench import Bench, Section
 from benchmarks.stores import leased, outgoing, store_at
 from benchmarks.values import Column, Row, Values
+from redis_batches.buffer.chunks import PUSH_CHUNK, RELEASE_CHUNK
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Group, Outcome, Trigger, Verb
-from redis_batches.driver.scripts import PUSH_CHUNK, RELEASE_CHUNK
 
 LARGE, PAYLOAD = 1000, 1000
 #: Due at once, so that a sweep finds what a claim left.

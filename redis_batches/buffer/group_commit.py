@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
+from redis_batches.buffer.chunks import PUSH_BYTES, PUSH_CHUNK
+from redis_batches.core.age import Age
 from redis_batches.core.errors import BatchesError, StoreError
 from redis_batches.core.model import Bells, Group, Outgoing, Pushed, Status, Trigger
 from redis_batches.driver.deadline import until
-from redis_batches.driver.scripts import PUSH_BYTES, PUSH_CHUNK, Age
 
 #: Seconds after which those that wait look whether there still is a leader.
 LOOK_AGAIN = 1.0

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from redis_batches.buffer.chunks import ACK_CHUNK, RELEASE_CHUNK, chunked
 from redis_batches.core.errors import LeaseLost
 from redis_batches.core.model import Bells, Claimed, Outcome, Trigger
 from redis_batches.core.settings import DEDUPLICATION_CALLS, DEDUPLICATION_WINDOW_MS
-from redis_batches.driver.scripts import ACK_CHUNK, RELEASE_CHUNK, chunked
 
 if TYPE_CHECKING:
     from redis_batches.buffer.store import Store

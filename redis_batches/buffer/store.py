@@ -15,7 +15,9 @@ from uuid import uuid4
 
 import redis
 
+from redis_batches.buffer.chunks import CLAIM_BYTES, CLAIM_STEP, PUSH_CHUNK, RECLAIM_STEP, chunked
 from redis_batches.buffer.lease import Lease
+from redis_batches.core.age import Age
 from redis_batches.core.errors import ScriptReplyError
 from redis_batches.core.model import (
     Attempts,
@@ -42,18 +44,7 @@ from redis_batches.core.settings import (
 )
 from redis_batches.driver.client import patiently
 from redis_batches.driver.keys import Keys
-from redis_batches.driver.scripts import (
-    CLAIM_BYTES,
-    CLAIM_STEP,
-    PUSH_CHUNK,
-    RECLAIM_STEP,
-    Age,
-    BoundScript,
-    Script,
-    chunked,
-    load_scripts,
-    shape,
-)
+from redis_batches.driver.scripts import BoundScript, Script, load_scripts, shape
 from redis_batches.driver.server_errors import translated
 from redis_batches.wire.envelope import text
 

@@ -11,6 +11,7 @@ from kombu.exceptions import EncodeError
 from redis_batches.app.backends import needs_no_word
 from redis_batches.app.doorbell import ring
 from redis_batches.app.state import runtime_of
+from redis_batches.buffer.chunks import PUSH_BYTES, PUSH_CHUNK
 from redis_batches.calls.push import push
 from redis_batches.calls.send import producer_of
 from redis_batches.calls.template import Template, only_celery_decides, somebody_listens
@@ -25,7 +26,6 @@ from redis_batches.core.errors import (
     UnusableCall,
 )
 from redis_batches.core.model import Outgoing, Status
-from redis_batches.driver.scripts import PUSH_BYTES, PUSH_CHUNK
 
 Pair: TypeAlias = tuple[Any, Any]
 

@@ -15,6 +15,7 @@ from redis_batches.app.doorbell import ring
 from redis_batches.app.state import runtime_of
 from redis_batches.buffer.group_commit import Committed, PushKey
 from redis_batches.calls.publish_retry import PublishRetry
+from redis_batches.core.age import Age
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import (
     BacklogFull,
@@ -24,7 +25,6 @@ from redis_batches.core.errors import (
     StoreError,
 )
 from redis_batches.core.model import Group, Outgoing, Pushed, Status
-from redis_batches.driver.scripts import Age
 from redis_batches.driver.server_errors import passes_by_itself
 
 logger = get_logger(__name__)

@@ -6,15 +6,12 @@ by name and a missing or unknown one is an error here, not a wrong slot in Lua.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
 from hashlib import sha1
-from itertools import islice
 from pathlib import Path
-from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import redis
 from redis.exceptions import NoScriptError
@@ -33,26 +30,7 @@ from redis_batches.driver.server_errors import translated
 
 PACKAGE = Path(__file__).parents[1]
 PRELUDE = "prelude"
-#: Values of one script call, so that none blocks the server for long: requests of push, and others;
-#: outcomes of release; ids of ack; and of cancel.
-PUSH_CHUNK = 500
-RELEASE_CHUNK = 250
-#: Bytes of the envelopes of one push, unless a single one is larger.
-PUSH_BYTES = 8_000_000
-ACK_CHUNK = 1000
-#: Requests of one step of a claim and their bytes, and of one that takes a batch back.
-CLAIM_STEP, CLAIM_BYTES = 1000, 2_000_000
-RECLAIM_STEP = 500
-CANCEL_CHUNK = 100
-_T = TypeVar("_T")
 _SLOT = re.compile(r"^-- (KEYS|ARGV)\[(\d+)(\+?)\]\s+(\w+)", re.MULTILINE)
-
-
-def chunked(values: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    """Yields lists of at most `size` values."""
-    iterator = iter(values)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 def folder() -> Path:
@@ -65,27 +43,6 @@ def folder() -> Path:
 def load_sources() -> dict[str, str]:
     """Returns the source of every Lua file, by its name without the ending."""
     return {path.stem: path.read_text("utf-8") for path in sorted(folder().glob("*.lua"))}
-
-
-class Age:
-    """How long ago a call was first sent, for each attempt to send it.
-
-    Args:
-        slack: Seconds that the reply to an attempt may take: so much older it is when it arrives.
-        clock: Returns seconds that only grow.
-    """
-
-    def __init__(self, slack: float, clock: Callable[[], float] = monotonic) -> None:
-        self._slack = slack
-        self._clock = clock
-        self._first: float | None = None
-
-    def __call__(self) -> int:
-        """Returns ms, 0 for the first attempt; asked just before each."""
-        if self._first is None:
-            self._first = self._clock()
-            return 0
-        return math.ceil((self._clock() - self._first + self._slack) * 1000) + 1
 
 
 class Resolves(Protocol):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from redis_batches.buffer.chunks import CANCEL_CHUNK, chunked
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Place, Trigger
-from redis_batches.driver.scripts import CANCEL_CHUNK, chunked
 from redis_batches.driver.server_errors import translated
 from redis_batches.wire.envelope import text
 from redis_batches.wire.stamps import has_stamp, stamp_keys

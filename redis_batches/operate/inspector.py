@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, TypeAlias
 
+from redis_batches.buffer.chunks import ACK_CHUNK, PUSH_CHUNK, chunked
 from redis_batches.buffer.store import Store, read_row
 from redis_batches.core.errors import BatchesError, RouteLost
 from redis_batches.core.model import Attempts, Bells, Group, Trigger
-from redis_batches.driver.scripts import ACK_CHUNK, PUSH_CHUNK, chunked
 from redis_batches.driver.server_errors import translated
 from redis_batches.wire.envelope import decode, text
 

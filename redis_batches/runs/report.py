@@ -33,9 +33,9 @@ from celery.utils.log import get_logger
 from celery.utils.serialization import get_pickleable_exception
 from kombu.exceptions import EncodeError, OperationalError
 
+from redis_batches.buffer.chunks import chunked
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import BacklogFull, LeaseLost
-from redis_batches.driver.scripts import chunked
 from redis_batches.driver.server_errors import is_from_redis, is_refusal
 from redis_batches.runs.endings import ends_the_run, is_exception, shown
 from redis_batches.runs.request import SimpleRequest

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from redis_batches.buffer.chunks import chunked
 from redis_batches.buffer.store import Store
 from redis_batches.core.settings import Settings
-from redis_batches.driver.scripts import chunked
 from redis_batches.operate.inspector import Inspector
 from tests.chaos import tasks
 from tests.chaos.check import check

@@ -7,10 +7,10 @@ import redis
 
 from redis_batches.buffer import lease as lease_module
 from redis_batches.buffer import store as store_module
+from redis_batches.buffer.chunks import CANCEL_CHUNK, chunked
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Found, Idle, Place, Status, Trigger
-from redis_batches.driver.scripts import CANCEL_CHUNK, chunked
 from redis_batches.operate.canceller import PAGE, Canceller
 from tests.support import steps
 from tests.support.clock import Clock

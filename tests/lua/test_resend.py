@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from redis_batches.buffer.store import Store
+from redis_batches.core.age import Age
 from redis_batches.core.model import Outgoing, Status
 from redis_batches.core.settings import DEDUPLICATION_WINDOW_MS
-from redis_batches.driver.scripts import Age
 from tests.support import steps
 from tests.support.clock import Clock
 

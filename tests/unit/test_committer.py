@@ -14,10 +14,10 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from redis_batches.buffer.group_commit import Committed, Committer, PushKey
 from redis_batches.buffer.store import Store
+from redis_batches.core.age import Age
 from redis_batches.core.errors import StoreError
 from redis_batches.core.model import Group, Outgoing, Pushed, Status, Trigger
 from redis_batches.core.settings import Settings
-from redis_batches.driver.scripts import Age
 from tests.support.waiting import wait_until
 
 KEY = PushKey(Group('{"queue":"a"}'), Trigger(1000, 60_000), None)

@@ -22,8 +22,8 @@ from redis_batches.core.errors import OptionError
 from redis_batches.core.model import Bells
 from redis_batches.core.outage import Breaker, Quiet
 from redis_batches.core.settings import HEARTBEATS_PER_LEASE, Settings
-from redis_batches.driver.client import guard
 from redis_batches.driver.connection import connect
+from redis_batches.driver.patience import guard
 from redis_batches.driver.preflight import check_server
 from redis_batches.driver.server_errors import translated
 from redis_batches.upkeep.heartbeat import Heartbeat

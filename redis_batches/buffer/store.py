@@ -42,8 +42,8 @@ from redis_batches.core.settings import (
     TASK_ID,
     Settings,
 )
-from redis_batches.driver.client import patiently
 from redis_batches.driver.keys import Keys
+from redis_batches.driver.patience import patiently
 from redis_batches.driver.scripts import BoundScript, Script, load_scripts, shape
 from redis_batches.driver.server_errors import translated
 from redis_batches.wire.envelope import text

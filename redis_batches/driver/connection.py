@@ -11,19 +11,15 @@ import redis
 from kombu.utils.imports import symbol_by_name
 from redis.connection import parse_url
 
-from redis_batches.driver.client import (
-    ONCE,
-    Client,
-    Cluster,
+from redis_batches.driver.client import ONCE, Client, Cluster, Sentinels
+from redis_batches.driver.patience import Patient, Terms
+from redis_batches.driver.pool import (
     Connection,
-    Patient,
     Pool,
     SentinelConnection,
     SentinelPool,
-    Sentinels,
     SentinelSSLConnection,
     SSLConnection,
-    Terms,
     UnixConnection,
 )
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from redis.exceptions import AskError, MovedError, TryAgainError
 
-from redis_batches.driver.client import LOST, Cluster, Patient
+from redis_batches.driver.client import Cluster
 from redis_batches.driver.deadline import left
+from redis_batches.driver.patience import LOST, Patient
 
 #: Seconds for a reply of a client that is none of ours.
 _TIMEOUT = 1.0

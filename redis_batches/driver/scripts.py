@@ -17,14 +17,9 @@ import redis
 from redis.exceptions import NoScriptError
 
 from redis_batches.core.errors import ScriptReplyError
-from redis_batches.driver.client import (
-    Client,
-    Packed,
-    drop_connections,
-    patiently,
-    send_once,
-)
+from redis_batches.driver.client import Client, Packed, drop_connections, send_once
 from redis_batches.driver.deadline import left
+from redis_batches.driver.patience import patiently
 from redis_batches.driver.replication import LEAST, send_and_wait
 from redis_batches.driver.server_errors import translated
 

@@ -12,8 +12,9 @@ import redis
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Trigger
 from redis_batches.core.settings import Settings
-from redis_batches.driver.client import Client, Packed, Pool, pack_script
+from redis_batches.driver.client import Client, Packed, pack_script
 from redis_batches.driver.connection import connect
+from redis_batches.driver.pool import Pool
 from redis_batches.operate.inspector import Inspector
 from tests.support.waiting import wait_until
 

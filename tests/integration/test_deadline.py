@@ -108,7 +108,7 @@ def test_stats_and_revoke_end_in_time_too() -> None:
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Lets so much time have passed, as redis-py and our connections see it."""
     plain = time.monotonic
-    monkeypatch.setattr("redis_batches.driver.client.monotonic", lambda: plain() + seconds)
+    monkeypatch.setattr("redis_batches.driver.pool.monotonic", lambda: plain() + seconds)
     monkeypatch.setattr(time, "monotonic", lambda: plain() + seconds)
 
 

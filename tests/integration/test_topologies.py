@@ -162,7 +162,7 @@ def test_a_server_that_is_no_cluster_says_so(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once: it will be none later, either."""
-    monkeypatch.setattr("redis_batches.driver.client.sleep", pytest.fail)
+    monkeypatch.setattr("redis_batches.driver.patience.sleep", pytest.fail)
     app = Celery(broker="memory://", set_as_current=False)
     app.conf.redis_batches_url = server.url.replace("redis://", "redis+cluster://")
     task = make_task(app)

@@ -12,7 +12,7 @@ from celery.exceptions import ImproperlyConfigured
 from redis.credentials import CredentialProvider
 
 from redis_batches.app.state import runtime_of
-from redis_batches.driver.client import SentinelSSLConnection, SSLConnection, UnixConnection
+from redis_batches.driver.pool import SentinelSSLConnection, SSLConnection, UnixConnection
 
 REQUIRED = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": "/some/ca.pem"}
 

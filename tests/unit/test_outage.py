@@ -10,8 +10,8 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.errors import StoreError, Unanswered
 from redis_batches.core.outage import Breaker, Quiet
 from redis_batches.core.settings import Settings
-from redis_batches.driver.client import guard
 from redis_batches.driver.connection import connect
+from redis_batches.driver.patience import guard
 from redis_batches.driver.server_errors import passes_by_itself
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from celery.exceptions import ImproperlyConfigured
 
-from redis_batches.driver.connection import SCHEMES, is_redis_url, scheme_of
+from redis_batches.core.urls import SCHEMES, is_redis_url, scheme_of
 
 #: Of a transport's options; its timeouts and retries are for other waits than ours.
 _OF_SENTINELS = ("master_name", "sentinel_kwargs", "min_other_sentinels")

@@ -25,7 +25,6 @@ from redis_batches.core.errors import (
     StoreError,
 )
 from redis_batches.core.model import Group, Outgoing, Pushed, Status
-from redis_batches.driver.server_errors import passes_by_itself
 
 logger = get_logger(__name__)
 
@@ -59,7 +58,7 @@ def push(
         try:
             return store.push(group, task.trigger, requests, caller, age)
         except StoreError as exc:
-            pause = retry.pause(retries) if passes_by_itself(exc) else None
+            pause = retry.pause(retries) if exc.passes_by_itself else None
             if pause is None:
                 raise
             if retry.errback is not None:

@@ -48,7 +48,12 @@ class StoreError(BatchesError, OperationalError):
 
     It is also a `kombu.exceptions.OperationalError`, the error that Celery's own `delay()`
     raises when its broker is down, so that one `except` covers both.
+
+    Attributes:
+        passes_by_itself: Whether what was refused may be accepted if it is sent again.
     """
+
+    passes_by_itself = False
 
 
 class OutOfMemory(StoreError):
@@ -57,6 +62,8 @@ class OutOfMemory(StoreError):
 
 class Unanswered(StoreError):
     """A server that did not answer a moment ago is not asked again yet."""
+
+    passes_by_itself = True
 
     def __init__(self, server: str, seconds: float) -> None:
         self._say(

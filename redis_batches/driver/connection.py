@@ -11,6 +11,7 @@ import redis
 from kombu.utils.imports import symbol_by_name
 from redis.connection import parse_url
 
+from redis_batches.core.urls import ALIASES, scheme_of
 from redis_batches.driver.client import ONCE, Client, Cluster, Sentinels
 from redis_batches.driver.patience import Patient, Terms
 from redis_batches.driver.pool import (
@@ -23,14 +24,7 @@ from redis_batches.driver.pool import (
     UnixConnection,
 )
 
-#: Schemes that redis-py knows by another name. The second line is Celery's.
-_SCHEMES = {
-    **{"valkey": "redis", "valkeys": "rediss"},
-    **{"redis+socket": "unix", "sentinel": "redis"},
-    **{"redis+cluster": "redis", "rediss+cluster": "rediss"},
-}
 _CERT_REQS = {"cert_none": "none", "cert_optional": "optional", "cert_required": "required"}
-SCHEMES = ("redis", "rediss", "unix", *_SCHEMES)
 #: Seconds for a command, unless a setting says another number.
 DEADLINE = 10.0
 #: What a URL or Celery's options may hold that this package has its own settings for.
@@ -44,23 +38,13 @@ _OF_SENTINELS = ("master_name", "sentinel_kwargs", "min_other_sentinels")
 _ANY_NUMBER = 2**31
 
 
-def scheme_of(url: str | None) -> str:
-    """Returns the scheme of a URL, or "" if it has none."""
-    return urlsplit(url or "").scheme
-
-
-def is_redis_url(url: str | None) -> bool:
-    """Tells whether a URL names a server that this package can use."""
-    return scheme_of(url) in SCHEMES
-
-
 def normalize(url: str) -> str:
     """Returns a URL in redis-py's words for one in Celery's or Valkey's."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     if parts.scheme == "redis+socket" and "virtual_host" in query:
         query["db"] = query.pop("virtual_host")
-    scheme = _SCHEMES.get(parts.scheme, parts.scheme)
+    scheme = ALIASES.get(parts.scheme, parts.scheme)
     tail = f"?{urlencode(query)}" if query else ""
     return f"{scheme}://{parts.netloc}{parts.path}{tail}"
 
@@ -78,8 +62,8 @@ def connect(
     Every script may be sent twice without harm, so a lost connection or reply is retried.
 
     Args:
-        url: One of `SCHEMES`. `redis+cluster://` and `rediss+cluster://` take several nodes,
-            separated by commas; `sentinel://` URLs are separated by semicolons.
+        url: With one of `core.urls.SCHEMES`. `redis+cluster://` and `rediss+cluster://` take
+            several nodes, separated by commas; `sentinel://` URLs are separated by semicolons.
         timeout: Seconds for connecting, and for each reply.
         retries: How often a command is sent again whose reply or connection was lost. Where
             another server may take over, until the deadline, unless it is 0.

@@ -8,7 +8,7 @@ from typing import Any
 from redis import exceptions
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
-from redis_batches.core.errors import OutOfMemory, StoreError, Unanswered
+from redis_batches.core.errors import OutOfMemory, StoreError
 
 #: redis-py has taken the word off the message of some.
 _CLASSES: dict[str, type[RedisError] | tuple[type[RedisError], ...]] = {
@@ -84,15 +84,6 @@ def is_refusal(exc: BaseException) -> bool:
     return isinstance(exc, RedisError) and word_of(exc) not in (None, "WRONGTYPE")
 
 
-def passes_by_itself(exc: StoreError) -> bool:
-    """Tells whether what was refused may be accepted if it is sent again."""
-    if isinstance(exc, Unanswered):
-        return True
-    cause = exc.__cause__
-    word = word_of(cause)
-    return word in TRANSIENT or (isinstance(cause, (OutOfTime, *_LOST)) and word is None)
-
-
 class translated:  # noqa: N801
     """Turns redis-py's errors inside a `with` block into this package's own, which say what to do.
 
@@ -119,4 +110,7 @@ def _translation(action: str, exc: BaseException) -> StoreError:
     verb = "refused" if isinstance(root_of(exc), ResponseError) or word else "could not be reached"
     advice = f" ({word}: {_ADVICE[word]})" if word in _ADVICE else ""
     named = f"Redis at {place}" if place else "Redis"
-    return kind(f"{named} {verb} to {action}: {exc}{advice}")
+    error = kind(f"{named} {verb} to {action}: {exc}{advice}")
+    is_lost = word is None and isinstance(exc, (OutOfTime, *_LOST))
+    error.passes_by_itself = word in TRANSIENT or is_lost
+    return error

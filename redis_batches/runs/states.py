@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
-from hashlib import sha1
 from logging import getLogger
 from time import monotonic
 from typing import Any, Protocol, TypeVar
@@ -24,10 +23,8 @@ from typing import Any, Protocol, TypeVar
 from celery.backends.redis import RedisBackend
 from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
-from redis.exceptions import NoScriptError, ResponseError
 
-from redis_batches.driver.scripts import folder
-from redis_batches.driver.server_errors import word_of
+from redis_batches.driver.guest import GuestScript, ScriptsRefused
 
 logger = getLogger(__name__)
 
@@ -201,11 +198,8 @@ class Gathering:
         for key, (expires, value) in found.noted.items():
             rows += (found.get(key) or b"", expires, value)
         try:
-            (word,) = _run(self._backend.client, [*found.noted], rows)
-        except ResponseError as exc:
-            # Any other word is a state of the server that passes, or that Celery meets, too.
-            if word_of(exc) not in (None, "NOPERM"):
-                raise
+            (word,) = _script()(self._backend.client, [*found.noted], rows)
+        except ScriptsRefused as exc:
             logger.warning(
                 "the result backend refuses a script, so results are stored one by one, with no "
                 "guard against a worker that is paused meanwhile; allow it EVALSHA, EVAL, MGET, "
@@ -219,17 +213,8 @@ class Gathering:
 
 
 @cache
-def _script() -> tuple[str, str]:
-    source = (folder() / "results" / "store.lua").read_text("utf-8")
-    return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
-
-
-def _run(client: Any, keys: Sequence[Any], values: Sequence[Any]) -> Any:
-    source, sha = _script()
-    try:
-        return client.evalsha(sha, len(keys), *keys, *values)
-    except NoScriptError:
-        return client.eval(source, len(keys), *keys, *values)
+def _script() -> GuestScript:
+    return GuestScript.load("results/store.lua")
 
 
 class _Client:

@@ -12,7 +12,6 @@ from redis_batches.core.errors import BatchesError, StoreError
 from redis_batches.core.model import Bells, Swept, Trigger
 from redis_batches.core.outage import Quiet
 from redis_batches.core.settings import MIN_INTERVAL_MS
-from redis_batches.driver.server_errors import passes_by_itself
 
 logger = getLogger(__name__)
 
@@ -123,7 +122,7 @@ class Sweeper:
 
     def _warn(self, what: str, task: str, exc: BatchesError) -> None:
         """Logs what cannot be done; all that one outage causes is one line a minute."""
-        outage = isinstance(exc, StoreError) and passes_by_itself(exc)
+        outage = isinstance(exc, StoreError) and exc.passes_by_itself
         if self._quiet.may_say("outage" if outage else f"{what} {task}"):
             others = " (other tasks neither; said once a minute)" if outage else ""
             logger.warning("cannot %s %s: %s%s", what, task, exc, others)

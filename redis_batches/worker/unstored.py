@@ -12,7 +12,6 @@ from celery.utils.log import get_logger
 from redis_batches.core.errors import BacklogFull, BatchesError, StoreError
 from redis_batches.core.model import Group
 from redis_batches.core.outage import Quiet
-from redis_batches.driver.server_errors import passes_by_itself
 
 logger = get_logger(__name__)
 
@@ -117,7 +116,7 @@ class Unstored(Generic[_T]):
             return False
         except BatchesError as exc:
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
-            if not (isinstance(exc, StoreError) and passes_by_itself(exc)):
+            if not (isinstance(exc, StoreError) and exc.passes_by_itself):
                 self._warn(exc)
             elif self._quiet.may_say("unstored"):
                 logger.warning("what arrives for batch tasks is held, and tried again: %s", exc)

@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from redis_batches import LeaseLost, SimpleRequest, batched_task
 from redis_batches.buffer.lease import Lease
 from redis_batches.core.model import Attempts, Bells, Claimed, Trigger
+from redis_batches.driver.guest import GuestScript
 from redis_batches.runs import report
 from redis_batches.runs.batch import Batch
 from redis_batches.runs.states import REFUSAL, again, can_gather
@@ -363,7 +364,7 @@ def test_a_server_that_cannot_run_scripts_is_asked_again_later(
     """An operator who allows them needs to restart no worker."""
     backend = stored.task.backend
     monkeypatch.setattr(
-        "redis_batches.runs.states._script", lambda: ("return redis.call('NO')", "0")
+        "redis_batches.runs.states._script", lambda: GuestScript("return redis.call('NO')")
     )
     report.tell_success(stored.task, stored.request("a", {}), 7, hold, store=True)
     assert (stored.task.AsyncResult("a").result, can_gather(backend)) == (7, False)
@@ -377,7 +378,9 @@ def test_a_state_that_is_never_what_was_read_is_told_later(
     stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replica that lags must not keep a worker busy for ever."""
-    monkeypatch.setattr("redis_batches.runs.states._script", lambda: ("return {'changed'}", "0"))
+    monkeypatch.setattr(
+        "redis_batches.runs.states._script", lambda: GuestScript("return {'changed'}")
+    )
 
     with pytest.raises(OperationalError, match="replica"):
         report.tell_success(stored.task, stored.request("a", {}), 7, hold, store=True)

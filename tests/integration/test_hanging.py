@@ -142,7 +142,7 @@ def test_a_worker_comes_and_goes_while_the_store_hangs(
 def test_other_tasks_go_on_while_the_broker_takes_no_doorbells(
     cluster: Cluster, shop: ModuleType
 ) -> None:
-    """Sweeps, arrivals and the plain tasks of the worker do not wait; then all batches run."""
+    """Sweeps, incoming calls and plain tasks of the worker do not wait; then all batches run."""
     with silenced(cluster.env["TEST_BROKER"]) as (proxy, url):
         # Celery itself would wait for the broker to take its events.
         quiet = ("--without-heartbeat", "--without-gossip", "--without-mingle")

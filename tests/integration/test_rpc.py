@@ -12,7 +12,7 @@ from redis_batches import Batches, SimpleRequest
 from tests.support.ledger import ledger
 from tests.support.processes import Cluster
 
-APP = "tests.integration.apps.arrivals"
+APP = "tests.integration.apps.incoming"
 DOUBLE = f"{APP}.double"
 
 pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)

@@ -35,8 +35,8 @@ Tests: TypeAlias = tuple[str, ...]
 
 #: The tests that are about a module of the package; those about a script have its name.
 _NEAREST = {
-    "incoming": ["tests/integration/test_arrival.py"],
-    "incoming_call": ["tests/integration/test_arrival.py"],
+    "incoming": ["tests/integration/test_incoming.py"],
+    "incoming_call": ["tests/integration/test_incoming.py"],
     "batch": [
         "tests/unit/test_endings.py",
         "tests/unit/test_runner.py",

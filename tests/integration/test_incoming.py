@@ -23,7 +23,7 @@ from tests.support.ledger import ledger
 from tests.support.processes import Cluster, wait_until_they_listen
 from tests.support.waiting import wait_until
 
-APP = "tests.integration.apps.arrivals"
+APP = "tests.integration.apps.incoming"
 DOUBLE, FULL, TELL = f"{APP}.double", f"{APP}.full", f"{APP}.tell"
 ADD, TOTAL, ECHO = f"{APP}.add", f"{APP}.total", f"{APP}.echo"
 

@@ -16,7 +16,7 @@ from redis_batches.buffer.store import Store
 from tests.support.ledger import record
 
 app = Celery(
-    "arrivals",
+    "incoming",
     broker=os.environ.get("TEST_BROKER", "redis://127.0.0.1:1/0"),
     backend=os.environ.get("TEST_BACKEND"),
 )

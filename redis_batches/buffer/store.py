@@ -273,7 +273,7 @@ class Store:
         *,
         sweeper: str = "",
         fresh_ms: int = 0,
-        greet: bool = False,
+        ring_again: bool = False,
         flush_every: int = MAX_FLUSH_EVERY,
         limit: int = SWEEP_LIMIT,
     ) -> Swept | None:
@@ -283,7 +283,7 @@ class Store:
             longest_ms: The longest flush interval of the task.
             sweeper: Who sweeps; None is returned while another one leads. "" sweeps always.
             fresh_ms: How long a leader leads after its last sweep.
-            greet: Whether the sweeper's worker has just started.
+            ring_again: Whether to ring for what nobody answered, since a worker has just started.
             flush_every: Of that worker: what was too few for others may be a batch for it.
             limit: Names of each kind.
         """
@@ -293,7 +293,7 @@ class Store:
             fresh_ms=fresh_ms,
             interval_ms=longest_ms,
             longest_ms=PUT_BACK_DELAY_MS,
-            greet=int(greet),
+            greet=int(ring_again),
             limit=limit,
             flush_every=flush_every,
             window_ms=DEDUPLICATION_WINDOW_MS,

@@ -56,7 +56,7 @@ class Sweeper:
         self._ring = ring
         self._name = name
         self._quiet = quiet or Quiet()
-        self._greeted: set[str] = set()
+        self._looked_after: set[str] = set()
 
     def tick(self) -> float:
         """Sweeps once for every task; returns seconds until the next tick is wanted."""
@@ -65,16 +65,16 @@ class Sweeper:
     def look_after(self, served: Served) -> float:
         """Sweeps for one task; returns seconds until it wants to be swept again."""
         task = served.store.task
-        greet = bool(self._name) and task not in self._greeted
+        ring_again = bool(self._name) and task not in self._looked_after
         try:
-            wait = self._sweep(served, greet)
+            wait = self._sweep(served, ring_again)
         except BatchesError as exc:
             self._warn("sweep", task, exc)
             return self.interval
-        self._greeted.add(task)
+        self._looked_after.add(task)
         return wait
 
-    def _sweep(self, served: Served, greet: bool) -> float:
+    def _sweep(self, served: Served, ring_again: bool) -> float:
         pace = self._pace(served.trigger)
         wait_ms = None
         for _ in range(MAX_ROUNDS):
@@ -82,10 +82,10 @@ class Sweeper:
                 served.trigger.interval_ms,
                 sweeper=self._name,
                 fresh_ms=round(pace * FRESHNESS * 1000),
-                greet=greet,
+                ring_again=ring_again,
                 flush_every=served.trigger.flush_every,
             )
-            greet = False
+            ring_again = False
             if swept is None:
                 return min(self.interval, STANDBY)
             self._serve(served, swept)

@@ -69,7 +69,7 @@ def test_everything_works_with_the_documented_rights(limited: redis.Redis, names
     lost = store.claim(group.id, trigger)
     assert isinstance(lost, Lease)
     store.reclaim(lost.token, group.id, trigger, seen_dead=True)
-    swept = store.sweep(1000, sweeper="me", greet=True)
+    swept = store.sweep(1000, sweeper="me", ring_again=True)
     assert swept is not None
     for name, members in swept.ready:
         store.promote(name, members, trigger)

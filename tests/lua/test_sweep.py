@@ -230,7 +230,7 @@ def test_a_worker_that_starts_rings_again(store: Store, clock: Clock) -> None:
         store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
     clock.advance(1)
 
-    swept = store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000, greet=True)
+    swept = store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000, ring_again=True)
     assert swept is not None
     assert len(swept.bells) == 1
     assert steps.read(store).bell(steps.GROUP.id)[2] == 2 * steps.MIN_PAUSE_MS
@@ -241,7 +241,7 @@ def test_a_worker_that_starts_does_not_ring_for_what_is_not_due(store: Store) ->
     """Nobody was rung for it."""
     steps.push(store, "a")
 
-    assert sweep(store, greet=True).bells == ()
+    assert sweep(store, ring_again=True).bells == ()
 
 
 # -- The clock went back
@@ -407,7 +407,7 @@ def test_a_sweeper_ticks_once_per_shortest_interval(store: Store, belfry: Belfry
     assert Sweeper(lambda: served, belfry, 1.0, "anne").tick() == pytest.approx(0.05)
 
 
-def test_a_sweeper_greets_once(store: Store, clock: Clock, belfry: Belfry) -> None:
+def test_a_sweeper_rings_again_once(store: Store, clock: Clock, belfry: Belfry) -> None:
     """At its first tick."""
     steps.push(store, *"abc")
     sweeper = sweeper_of(belfry, store)
@@ -432,7 +432,9 @@ def test_a_task_that_cannot_be_swept_does_not_stop_the_others(
     assert "cannot sweep shop.broken" in caplog.text
 
 
-def test_a_greeting_that_failed_is_made_good(store: Store, clock: Clock, belfry: Belfry) -> None:
+def test_what_could_not_be_rung_again_is_made_good(
+    store: Store, clock: Clock, belfry: Belfry
+) -> None:
     """At the next tick, though another worker leads."""
     steps.push(store, *"abc")
     for _ in range(20):
@@ -449,8 +451,8 @@ def test_a_greeting_that_failed_is_made_good(store: Store, clock: Clock, belfry:
     assert len(belfry.rung) == 1
 
 
-def test_each_task_is_greeted(store: Store, clock: Clock, belfry: Belfry) -> None:
-    """One whose greeting failed, and one that came later, though another has been."""
+def test_each_task_is_rung_again_for(store: Store, clock: Clock, belfry: Belfry) -> None:
+    """One for which it failed, and one that came later, though another has been."""
     late = Store(store.client, store.settings, "shop.late", clock)
     for each in store, late:
         steps.push(each, *"abc")
@@ -525,7 +527,7 @@ def test_workers_that_start_one_after_another_do_not_flood_the_broker(
         rung += [bells.rung_ms] * bells.count
     for event in range(5):
         clock.advance(50)
-        swept = store.sweep(steps.INTERVAL_MS, sweeper=f"w{event}", fresh_ms=3000, greet=True)
+        swept = store.sweep(steps.INTERVAL_MS, sweeper=f"w{event}", fresh_ms=3000, ring_again=True)
         assert swept is not None
         rung += [bells.rung_ms for bells in swept.bells]
         for number in range(40):

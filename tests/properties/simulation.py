@@ -117,7 +117,7 @@ class Simulation:
         self.world.rng.choice(self._sweepers).tick()
 
     def _restart_a_sweeper(self) -> None:
-        """A worker starts: its sweeper greets, and may go by another flush_every."""
+        """A worker starts: its sweeper rings again, and may go by another flush_every."""
         name = self.world.rng.choice(("anne", "bert", "carl"))
         self._sweepers[self.world.rng.randrange(2)] = self._sweeper(name)
 

@@ -11,8 +11,8 @@ import redis
 
 from redis_batches.buffer.store import Store
 from redis_batches.core.settings import Settings
+from redis_batches.testing.clock import Clock
 from redis_batches.testing.server import EmbeddedServer, server_url
-from tests.support.clock import Clock
 
 
 @pytest.fixture(scope="session")

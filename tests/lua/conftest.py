@@ -9,7 +9,7 @@ import redis
 
 from redis_batches.buffer.store import Store
 from redis_batches.core.settings import Settings
-from tests.support.clock import Clock
+from redis_batches.testing.clock import Clock
 from tests.support.stage import Stage
 from tests.support.steps import read
 

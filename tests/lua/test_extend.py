@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from redis_batches.buffer.store import Store
+from redis_batches.testing.clock import Clock
 from tests.support import steps
-from tests.support.clock import Clock
 
 pytestmark = pytest.mark.usefixtures("sound")
 

@@ -11,8 +11,8 @@ from redis_batches.core.errors import BatchesError
 from redis_batches.core.model import Bells, Group, Outcome, Outgoing, Trigger, Verb
 from redis_batches.core.settings import REVOKED_WINDOW_MS
 from redis_batches.operate.inspector import Inspector
+from redis_batches.testing.clock import Clock
 from redis_batches.wire.envelope import Envelope, encode
-from tests.support.clock import Clock
 from tests.support.steps import ack_all
 
 TRIGGER = Trigger(10, 1000)

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from redis_batches.buffer.registry import Registry
-from tests.support.clock import Clock
+from redis_batches.testing.clock import Clock
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.errors import OutOfMemory
 from redis_batches.core.model import Idle, Status
 from redis_batches.core.settings import Settings
+from redis_batches.testing.clock import Clock
 from redis_batches.testing.server import EmbeddedServer
 from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.support import steps
-from tests.support.clock import Clock
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.errors import RouteLost
 from redis_batches.core.model import Bells, Group, Idle, Trigger
 from redis_batches.operate.inspector import Inspector
+from redis_batches.testing.clock import Clock
 from tests.support import steps
-from tests.support.clock import Clock
 
 pytestmark = pytest.mark.usefixtures("sound")
 

@@ -13,8 +13,8 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.errors import LeaseLost
 from redis_batches.core.model import Idle, Outgoing, Trigger
 from redis_batches.core.settings import Settings
+from redis_batches.testing.clock import Clock
 from tests.support import steps
-from tests.support.clock import Clock
 
 pytestmark = pytest.mark.usefixtures("sound")
 

@@ -11,9 +11,9 @@ import pytest
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import StoreError, Unanswered
 from redis_batches.core.model import Bells, Group, Swept, Trigger
+from redis_batches.testing.clock import Clock
 from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.support import steps
-from tests.support.clock import Clock
 
 pytestmark = pytest.mark.usefixtures("sound")
 

@@ -20,9 +20,9 @@ from celery.exceptions import Ignore, Retry, WorkerLostError
 
 from redis_batches import SimpleRequest
 from redis_batches.runs.runner import Runner
+from redis_batches.testing.clock import Clock
 from redis_batches.testing.worker import InProcess, in_process
 from redis_batches.upkeep.sweeper import Served, Sweeper
-from tests.support.clock import Clock
 
 SIZES = (10, 100, 1000)
 SECOND = 1000

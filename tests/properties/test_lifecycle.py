@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from redis_batches import DuplicateTaskId, SimpleRequest
+from redis_batches.testing.clock import Clock
 from redis_batches.testing.worker import in_process
 from redis_batches.upkeep.sweeper import Served, Sweeper
-from tests.support.clock import Clock
 
 FATES = st.sampled_from(["return", "return", "succeed", "fail", "retry", "requeue", "raise"])
 FLUSH_EVERY, MAX_RETRIES = 3, 2

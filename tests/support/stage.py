@@ -10,8 +10,8 @@ import redis
 from redis_batches.buffer.store import Store
 from redis_batches.driver.keys import NamespaceKeys
 from redis_batches.driver.scripts import load_scripts
+from redis_batches.testing.clock import Clock
 from tests.support import steps
-from tests.support.clock import Clock
 
 #: What the scripts are called with: as much as possible happens at once.
 COMMON = {"group": steps.GROUP.id, "route": steps.GROUP.route, "flush_every": 3, "interval_ms": 0}

@@ -36,8 +36,8 @@ from redis_batches.core.errors import (
 )
 from redis_batches.core.model import Outgoing, Trigger
 from redis_batches.runs import batch, report
+from redis_batches.testing.clock import Clock
 from redis_batches.testing.worker import InProcess, in_process
-from tests.support.clock import Clock
 from tests.support.steps import HOUR
 
 

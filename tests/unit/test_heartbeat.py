@@ -11,9 +11,9 @@ import pytest
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.settings import Settings
+from redis_batches.testing.clock import Clock
 from redis_batches.upkeep.heartbeat import Heartbeat
 from tests.support import steps
-from tests.support.clock import Clock
 from tests.support.waiting import wait_until
 
 #: Whether a lease is kept, by a store of the thread's own, while the only greenlet computes.

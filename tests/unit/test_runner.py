@@ -25,11 +25,11 @@ from redis_batches.app.doorbell import MARKER, new_token
 from redis_batches.buffer.lease import Lease
 from redis_batches.core.errors import BatchesError, StoreError
 from redis_batches.runs.runner import RUNNING, Runner
+from redis_batches.testing.clock import Clock
 from redis_batches.testing.worker import InProcess, in_process
 from redis_batches.upkeep.sweeper import Served, Sweeper
 from redis_batches.worker.doorbell_request import take_back
 from redis_batches.worker.served import batch_tasks
-from tests.support.clock import Clock
 
 
 class Wrong(Exception):

@@ -1,1 +1,1 @@
-"""For tests: a private server, and processes that end with the test."""
+"""For tests: a private server, a worker in this process, its clock, and child processes."""

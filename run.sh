@@ -105,7 +105,7 @@ case "$command" in
     grep -Ev '^(celery|kombu|redis)==' constraints.txt >"$constraints"
     printf '%s\n' celery==5.5.0 redis==5.2.0 >>"$constraints"
     need test
-    exec "$venv/bin/python" -m pytest -n 3 --dist loadfile tests/unit tests/lua \
+    exec "$venv/bin/python" -m pytest -n 3 --dist loadfile tests/fundamentals tests/unit tests/lua \
       tests/integration/test_connection.py tests/integration/test_main_job.py \
       tests/integration/test_producer.py tests/integration/test_results.py "$@"
     ;;

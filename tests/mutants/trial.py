@@ -136,6 +136,7 @@ def stages(mutant: Mutant | None, quick: bool = False) -> Iterator[Tests]:
     yield from quick_ones
     yield (simulation, "-k", "fakeredis")
     yield ("tests/lua", "-k", "real or stage")
+    yield ("tests/fundamentals",)
     yield ("tests/integration/test_server_faults.py",)
     if not quick and (mutant is None or mutant.file.startswith("redis_batches/")):
         workers = ("revoke", "faults", "outcomes", "shutdown", "dropin")

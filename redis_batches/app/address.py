@@ -72,7 +72,7 @@ def address_of(conf: Any, url: str | None) -> Address:
         return Address(url, {name: both[name] for name in _OF_SENTINELS if name in both})
     raise ImproperlyConfigured(
         "neither the broker nor the result backend is Redis: set redis_batches_url to the "
-        "redis:// URL of the server in which requests shall wait"
+        "redis:// URL of the server in which requests are to wait"
     )
 
 

@@ -1,8 +1,8 @@
 """Group commit: calls that come while a script call is out share the next one.
 
-Whoever finds nobody at work leads: it sends its own request with those that wait already, tells
+Whoever finds nobody at work leads: it sends its own request with those that wait already, answers
 their callers, and hands over to the next one that waits. So a lone caller never waits for another,
-and a caller is told as soon as its own request's fate is known.
+and a caller is answered as soon as its own request's fate is known.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ class _Ticket:
     def __init__(self, key: PushKey, request: Outgoing, ends: float) -> None:
         self.key = key
         self.request = request
-        #: When its caller is told at the latest.
+        #: When its caller is answered at the latest.
         self.ends = ends
         #: Knows when it was first sent; None: it was not.
         self.age: Age | None = None
         self.status: Status | None = None
         self.missing = 0
         self.error: BatchesError | None = None
-        #: Released when it is told its fate, or to lead; None: it never waited.
+        #: Released when it is answered, or to lead; None: it never waited.
         self.gate: Any = None
         #: Whether it shares no script call any more, because one failed in an unknown way.
         self.unshared = False
@@ -87,7 +87,7 @@ class _Ticket:
         self.gone = False
 
     @property
-    def told(self) -> bool:
+    def answered(self) -> bool:
         return self.status is not None or self.error is not None
 
 
@@ -96,7 +96,7 @@ class Committer:
 
     Args:
         push: Stores up to 500 requests of a group; it may be sent twice without harm.
-        deadline: Seconds in which each caller is told, the time that it waits for others included.
+        deadline: Seconds in which each caller is answered, with the time that it waits for others.
         slack: Seconds that the reply to a push may take.
     """
 
@@ -110,7 +110,7 @@ class Committer:
         self._sent: list[_Ticket] = []
         self._waiting: deque[_Ticket] = deque()
         self._inside: set[int] = set()
-        #: What the last leader that had no success was told.
+        #: How the last leader that had no success was answered.
         self._trouble: BatchesError = StoreError(
             "Redis has not answered calls of other threads, so this one was not sent"
         )
@@ -146,7 +146,7 @@ class Committer:
         return Committed(ticket.status, bells, ticket.missing)
 
     def _wait_for_turn(self, ticket: _Ticket) -> bool:
-        """Returns whether the ticket leads; else it has been told its fate."""
+        """Returns whether the ticket leads; else it has been answered."""
         with self._mutex:
             if self._leader is None:
                 self._leader = ticket
@@ -158,12 +158,12 @@ class Committer:
         while not ticket.gate.acquire(timeout=LOOK_AGAIN):
             if self._take_over(ticket):
                 break
-        return not ticket.told
+        return not ticket.answered
 
     def _take_over(self, ticket: _Ticket) -> bool:
         """Leads if the leader went without handing over; returns whether the wait is over."""
         with self._mutex:
-            if ticket.told or self._leader is ticket:
+            if ticket.answered or self._leader is ticket:
                 return True
             if self._leader is None or self._leader.gone:
                 self._drop(ticket)
@@ -227,7 +227,7 @@ class Committer:
         return taken
 
     def _leave(self, ticket: _Ticket) -> None:
-        """Goes: a leader tells those that it sent for, and hands over to the next."""
+        """Goes: a leader answers those that it sent for, and hands over to the next."""
         ticket.gone = True
         with self._mutex:
             if self._leader is not ticket:
@@ -235,17 +235,17 @@ class Committer:
                 return
             sent, self._sent = self._sent[1:], []
             # They have no fate if the leader was interrupted: they are sent again.
-            again = [other for other in sent if not (other.told or other.gone)]
+            again = [other for other in sent if not (other.answered or other.gone)]
             self._waiting.extendleft(reversed(again))
             self._leader = self._waiting.popleft() if self._waiting else None
             for other in sent:
-                if other.told:
+                if other.answered:
                     other.gate.release()
             if self._leader is not None:
                 self._leader.gate.release()
 
     def _drop(self, ticket: _Ticket) -> None:
-        if not ticket.told and ticket in self._waiting:
+        if not ticket.answered and ticket in self._waiting:
             self._waiting.remove(ticket)
 
 

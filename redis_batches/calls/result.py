@@ -66,7 +66,7 @@ class LateResult(_Base):
     ) -> None:
         if id is None:
             raise ValueError("a result needs the id of its call")
-        # As the base class, but for `on_ready`, a promise: half of the time that it takes.
+        # As the base class, but for `on_ready`: few calls need that promise, and each pays for it.
         self.app = app or self.app or app_or_default()
         self.id = id
         self._task_name = task_name

@@ -103,7 +103,7 @@ class Template:
 
 
 def new_id() -> str:
-    """Returns a random UUID as text: `str(uuid4())`, in a third of the time."""
+    """Returns a random UUID as text, as `str(uuid4())` does, but without making a UUID first."""
     digits = os.urandom(16).hex()
     variant = "89ab"[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"

@@ -1,4 +1,4 @@
-"""Texts that others chose, in one line: a name shall not forge lines of a log."""
+"""Texts that others chose, in one line: a name must not forge lines of a log."""
 
 from __future__ import annotations
 

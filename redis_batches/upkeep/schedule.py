@@ -1,7 +1,7 @@
 """When a worker sweeps for which task: each at its own pace, and not all in one moment.
 
-A sweep takes some 0.2 ms, so with a hundred tasks a look at each of them would keep a batch that is
-due waiting for 20 ms.
+With a hundred tasks a look at each of them, one after the other, would keep a batch that is due
+waiting.
 """
 
 from __future__ import annotations

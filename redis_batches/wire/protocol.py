@@ -200,10 +200,10 @@ def pack(
         for name, value in headers.items()
         if (name not in derived or derived[name] != value) and (keep_reprs or name not in _REPRS)
     }
-    told = {**(properties or {}), REPLY_TO: reply_to or None, PRIORITY: priority}
-    if told.get(CORRELATION_ID) == headers["id"]:
-        del told[CORRELATION_ID]
-    return Envelope(kept, body, {name: told[name] for name in told if told[name] is not None})
+    known = {**(properties or {}), REPLY_TO: reply_to or None, PRIORITY: priority}
+    if known.get(CORRELATION_ID) == headers["id"]:
+        del known[CORRELATION_ID]
+    return Envelope(kept, body, {name: known[name] for name in known if known[name] is not None})
 
 
 def unpack(

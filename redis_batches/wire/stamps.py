@@ -18,8 +18,8 @@ def stamp_keys(stamps: Mapping[str, Any]) -> Iterator[str]:
     """
     for name, values in stamps.items():
         for value in _listed(values):
-            told = json.dumps([name, value], sort_keys=True, default=str)
-            yield f"={blake2b(told.encode(), digest_size=16).hexdigest()}"
+            text = json.dumps([name, value], sort_keys=True, default=str)
+            yield f"={blake2b(text.encode(), digest_size=16).hexdigest()}"
 
 
 def has_stamp(envelope: bytes, wanted: Mapping[str, Any]) -> bool:

@@ -1,7 +1,8 @@
 """Draws the folders of the package and what each imports: `python docs/architecture/folders.py`.
 
-Rows are the floors of the import contract in pyproject.toml. Boxes say what the folders' docstrings
-say, and arrows are read from the imports; one that other arrows imply is left out.
+Rows are the floors of the import contract in pyproject.toml, and boxes say what the folders'
+docstrings say. Arrows are read from the imports; one that others imply is left out. It renews the
+sentences in the documents' tables of folders, too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from textwrap import wrap
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "redis_batches"
 PICTURE = Path(__file__).with_suffix(".svg")
+#: Each has a table whose first two columns are the folders and their sentences.
+DOCUMENTS = (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md")
+ROW = re.compile(r"^[|] `(\w+)` [|] ([^|]*) [|]", re.M)
 
 WIDTH, MARGIN, BOX, GAP = 720, 90, 46, 26
 #: Width of a character of a sentence, on average.
@@ -134,5 +138,13 @@ def _arrow(source: tuple[int, int, int], target: tuple[int, int, int]) -> str:
     return f'<path d="M{right} {start} C{bend} {start} {bend} {end} {right} {end}" {style}/>'
 
 
+def renewed(text: str) -> str:
+    """Returns a document whose table says what the folders say."""
+    said = sentences()
+    return ROW.sub(lambda row: f"| `{row[1]}` | {said.get(row[1], row[2])} |", text)
+
+
 if __name__ == "__main__":
     PICTURE.write_text(draw(), "utf-8")
+    for document in DOCUMENTS:
+        document.write_text(renewed(document.read_text("utf-8")), "utf-8")

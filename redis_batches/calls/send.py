@@ -22,6 +22,7 @@ from redis_batches.buffer.group_commit import Committed
 from redis_batches.calls.message_options import OF_THE_MESSAGE, check_routed
 from redis_batches.calls.publish_retry import PublishRetry
 from redis_batches.calls.push import committing, finish, push, push_body
+from redis_batches.calls.sent_events import SentEvents
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import OptionError
 from redis_batches.core.model import Group, Outgoing, Status
@@ -136,6 +137,18 @@ class Hop:
             headers, body = protocol.from_protocol_1(body, headers)
         headers = headers or {}
         task_id = check_task_id(headers["id"])
+        envelope = self._pack(headers, body, reply_to, priority, properties)
+        group, eta_ms = Group.of(self._destination), _eta_ms(self._app, headers)
+        self._store(Made(task_id, envelope, serializer, compression, group, eta_ms, priority))
+
+    def _pack(
+        self,
+        headers: dict[str, Any],
+        body: Any,
+        reply_to: str | None,
+        priority: int | None,
+        properties: dict[str, Any],
+    ) -> Envelope:
         envelope = protocol.pack(
             self._task.name,
             headers,
@@ -148,8 +161,7 @@ class Hop:
         )
         for name, value, allowed in protocol.drop_odd(envelope):
             raise OptionError(_OPTIONS.get(name, name), value, allowed)
-        group, eta_ms = Group.of(self._destination), _eta_ms(self._app, headers)
-        self._store(Made(task_id, envelope, serializer, compression, group, eta_ms, priority))
+        return envelope
 
     def _store(self, made: Made) -> None:
         """Stores what Celery made of the call."""
@@ -178,6 +190,30 @@ class Hop:
     def _listens(self, reply_to: str | None) -> bool:
         """Whether somebody reads replies there: only the rpc backend, or where the caller said."""
         return reply_to != self._app.thread_oid or isinstance(self._task.backend, RPCBackend)
+
+
+def stand_in(task: BatchTask, task_id: str | None, producer: Any, options: dict[str, Any]) -> Hop:
+    """Returns a call's stand-in, and puts it into the call's options in the place of a router.
+
+    Args:
+        task: The batch task that is called.
+        task_id: The id that its caller chose, if any.
+        producer: The broker's producer that the caller chose, if any.
+        options: Of the call; those that say how doorbells are sent are taken out.
+    """
+    app: Any = task.app
+    chosen = {name: options.pop(name, None) for name in ("connection", "publisher")}
+    hop = Hop(
+        task,
+        nonce=nonce_of(task_id, options),
+        keep_reprs="argsrepr" in options or "kwargsrepr" in options,
+        producer=producer_of(app, {**chosen, "producer": producer}),
+        router=options.get("router"),
+    )
+    options["router"] = hop
+    if app.conf.task_send_sent_event:
+        options["event_dispatcher"] = SentEvents(app)
+    return hop
 
 
 def nonce_of(task_id: str | None, options: Mapping[str, Any]) -> str:

@@ -18,8 +18,7 @@ from redis_batches.app.route import known_routes
 from redis_batches.app.state import Runtime, runtime_of
 from redis_batches.calls.bulk import Bulk, pairs_of
 from redis_batches.calls.fast_path import FastPath
-from redis_batches.calls.send import Hop, nonce_of, producer_of
-from redis_batches.calls.sent_events import SentEvents
+from redis_batches.calls.send import stand_in
 from redis_batches.core.model import Trigger, Verb
 from redis_batches.core.settings import check_name, check_task_id, make_trigger
 from redis_batches.operate.flush import flush
@@ -130,18 +129,7 @@ class Batches(Task):  # type: ignore[type-arg]
         if task_id is not None:
             check_task_id(task_id)
         if not app.conf.task_always_eager:
-            chosen = {name: options.pop(name, None) for name in ("connection", "publisher")}
-            producer = producer_of(app, {**chosen, "producer": producer})
-            hop = Hop(
-                self,
-                nonce=nonce_of(task_id, options),
-                keep_reprs="argsrepr" in options or "kwargsrepr" in options,
-                producer=producer,
-                router=options.get("router"),
-            )
-            options["router"] = producer = hop
-            if app.conf.task_send_sent_event:
-                options["event_dispatcher"] = SentEvents(app)
+            producer = stand_in(self, task_id, producer, options)
         return super().apply_async(
             args, kwargs, task_id or uuid(), producer, link, link_error, shadow, **options
         )

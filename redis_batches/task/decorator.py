@@ -71,28 +71,33 @@ def batched_task(
 
     def decorate(fun: Callable[..., Any]) -> Any:
         check_function(fun, bound=bool(options.get("bind")))
-
-        def make(owner: Celery) -> Any:
-            return owner._task_from_fun(
-                fun, base=_base_for(owner, base), returns_results=True, **chosen
-            )
-
         if app is not None:
             return app.task(fun, base=_base_for(app, base), returns_results=True, **chosen)
-        connect_on_app_finalize(make)
-        for active in _get_active_apps():
-            if active.finalized:
-                with active._finalize_mutex:
-                    make(active)
-        name = options.get("name")
-
-        def find() -> Any:
-            owner: Any = current_app._get_current_object()  # type: ignore[attr-defined]
-            return owner.tasks[name or owner.gen_task_name(fun.__name__, fun.__module__)]
-
-        return Proxy(find)
+        return _share(fun, base, chosen)
 
     return decorate
+
+
+def _share(fun: Callable[..., Any], base: Any, chosen: dict[str, Any]) -> Any:
+    """Makes the task in each app that is or will be finalized, as `shared_task` does."""
+
+    def make(owner: Celery) -> Any:
+        return owner._task_from_fun(
+            fun, base=_base_for(owner, base), returns_results=True, **chosen
+        )
+
+    connect_on_app_finalize(make)
+    for active in _get_active_apps():
+        if active.finalized:
+            with active._finalize_mutex:
+                make(active)
+    name = chosen.get("name")
+
+    def find() -> Any:
+        owner: Any = current_app._get_current_object()  # type: ignore[attr-defined]
+        return owner.tasks[name or owner.gen_task_name(fun.__name__, fun.__module__)]
+
+    return Proxy(find)
 
 
 def _base_for(app: Any, base: type[Task] | None) -> type[Task]:  # type: ignore[type-arg]

@@ -67,19 +67,7 @@ def prepare(
     """
     message, task_id = request.message, check_task_id(request.id)
     priority = message.properties.get("priority")
-    envelope = protocol.pack(
-        task.name,
-        _clean(headers, request),
-        call or ((), {}, None),
-        ignore_result=bool(task.ignore_result),
-        keep_reprs=True,
-        reply_to=request.reply_to,
-        priority=priority,
-        properties={
-            **{name: message.properties.get(name) for name in _PROPERTIES},
-            protocol.CORRELATION_ID: request.correlation_id,
-        },
-    )
+    envelope = _pack(task, request, headers, call or ((), {}, None))
     compression = (message.headers or {}).get("compression")
     data = _encode(envelope, message, compression, decoded=call is not None, app=consumer.app)
     size = held_size(data) if compression else None
@@ -91,6 +79,25 @@ def prepare(
         Outgoing(task_id, _nonce(consumer, message, task_id, data), eta_ms, data, size),
         info.get("redelivered") is False,
         priority if isinstance(priority, int) and priority > 0 else None,
+    )
+
+
+def _pack(
+    task: BatchTask, request: Any, headers: Mapping[str, Any], call: tuple[Any, Any, Any]
+) -> Envelope:
+    properties = request.message.properties
+    return protocol.pack(
+        task.name,
+        _clean(headers, request),
+        call,
+        ignore_result=bool(task.ignore_result),
+        keep_reprs=True,
+        reply_to=request.reply_to,
+        priority=properties.get("priority"),
+        properties={
+            **{name: properties.get(name) for name in _PROPERTIES},
+            protocol.CORRELATION_ID: request.correlation_id,
+        },
     )
 
 

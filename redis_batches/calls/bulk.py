@@ -14,7 +14,7 @@ from redis_batches.app.state import runtime_of
 from redis_batches.buffer.chunks import PUSH_BYTES, PUSH_CHUNK
 from redis_batches.calls.push import push
 from redis_batches.calls.send import producer_of
-from redis_batches.calls.template import Template, only_celery_decides, somebody_listens
+from redis_batches.calls.template import Template, takes_templates
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import (
     BacklogFull,
@@ -117,9 +117,7 @@ class Bulk:
     def _make_template(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Template | None:
         """Returns what the next calls have in common, or None if each goes its own way."""
         task = self._task
-        if somebody_listens() or not only_celery_decides(task):
-            return None
-        if self._options.get("router") is not None:
+        if not takes_templates(task) or self._options.get("router") is not None:
             return None
         backend = task.backend
         if not needs_no_word(backend) and not isinstance(backend, RPCBackend):

@@ -16,7 +16,7 @@ from celery._state import get_current_task
 from redis_batches.app.backends import needs_no_word
 from redis_batches.buffer.group_commit import Committed
 from redis_batches.calls.push import committing, finish
-from redis_batches.calls.template import Template, only_celery_decides, somebody_listens
+from redis_batches.calls.template import Template, somebody_listens, takes_templates
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.model import Outgoing
 
@@ -67,7 +67,7 @@ class FastPath:
 
     def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way | None:
         task = self._task
-        if not only_celery_decides(task) or not needs_no_word(task.backend):
+        if not takes_templates(task) or not needs_no_word(task.backend):
             return None
         template = Template(task, args, kwargs, {})
         if not template.timeless or template.retry is not None:

@@ -114,7 +114,12 @@ def somebody_listens() -> bool:
     return bool(_BEFORE.receivers or _AFTER.receivers or _SENT.receivers)
 
 
-def only_celery_decides(task: BatchTask) -> bool:
+def takes_templates(task: BatchTask) -> bool:
+    """Whether a template makes the same of a call as Celery's own path, whatever its arguments."""
+    return not somebody_listens() and _only_celery_decides(task)
+
+
+def _only_celery_decides(task: BatchTask) -> bool:
     """Whether only Celery's own code decides what becomes of a call, whatever its arguments."""
     app: Any = task.app
     conf, amqp = app.conf, app.amqp

@@ -17,7 +17,7 @@ from redis_batches.core.settings import Settings
 from redis_batches.driver.connection import connect
 from redis_batches.driver.scripts import folder
 from redis_batches.runs.states import CHUNK as RESULTS_CHUNK
-from redis_batches.wire.envelope import decode, text
+from redis_batches.wire.envelope import decode
 
 #: As long as what Celery's backend stores of a result, without the result.
 _META: dict[str, Any] = {
@@ -37,8 +37,7 @@ class Claims:
     def __init__(self, task: Any) -> None:
         self._store = Store(connect(f"{workload.SERVER}/0", 5, 0), Settings(), task.name)
         self._trigger = task.trigger
-        (group,) = self._store.client.zrange(self._store.keys.resolve("groups"), 0, -1)
-        self._group = text(group)
+        (self._group,) = self._store.groups()
         self._backend: redis.Redis | None = None
         if not task.ignore_result:
             self._backend = redis.Redis.from_url(f"{workload.SERVER}/1")

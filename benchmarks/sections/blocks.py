@@ -79,7 +79,7 @@ def measure(bench: Bench, values: Values) -> None:
 
 def _used_ms(store: Store) -> float:
     """Returns the milliseconds that the server's main thread has used."""
-    info: Any = store.client.info("cpu")
+    info: Any = store._redis.client.info("cpu")
     return 1000.0 * (
         float(info["used_cpu_user_main_thread"]) + float(info["used_cpu_sys_main_thread"])
     )

@@ -123,7 +123,7 @@ def _timed(store: Store, step: Callable[[], Any], count: int) -> _Times:
 
 def _script_time(store: Store) -> tuple[float, int]:
     """Returns microseconds and calls of all scripts so far."""
-    stats: Any = store.client.info("commandstats")
+    stats: Any = store._redis.client.info("commandstats")
     found = [stats.get(f"cmdstat_{name}", {}) for name in ("evalsha", "eval")]
     return sum(f.get("usec", 0) for f in found), sum(f.get("calls", 0) for f in found)
 

@@ -8,11 +8,12 @@ from itertools import product
 from typing import Any
 
 from benchmarks.bench import Bench, Section
-from benchmarks.stores import GROUP, HOUR_MS, cpu_seconds, outgoing, store_at
+from benchmarks.stores import GROUP, HOUR_MS, cpu_seconds, outgoing
 from benchmarks.values import Column, Row, Values
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Bells, Trigger
 from redis_batches.core.settings import Settings
+from redis_batches.driver.connection import connect
 from redis_batches.testing.server import EmbeddedServer
 from redis_batches.upkeep.schedule import PacedSweeper
 from redis_batches.upkeep.sweeper import Served, Sweeper
@@ -39,7 +40,7 @@ def _row(count: int, tasks: int, interval_ms: int) -> Row:
 
 def _sweep(bench: Bench, count: int, tasks: int, interval_ms: int) -> dict[str, float]:
     """Returns what the server does per second, while one request of each task waits for its eta."""
-    client = store_at(bench.server).client
+    client = connect(bench.server.url, 5, 0)
     sweepers = [_sweeper(bench.server, number, tasks, interval_ms) for number in range(count)]
     # Their first ticks look for more, and spread over the time that they stand by.
     _tick_for(sweepers, 1.2)
@@ -57,7 +58,7 @@ def _sweep(bench: Bench, count: int, tasks: int, interval_ms: int) -> dict[str, 
 
 def _sweeper(server: EmbeddedServer, number: int, tasks: int, interval_ms: int) -> PacedSweeper:
     """Returns a sweeper with a connection and settings as a worker has them."""
-    client, settings = store_at(server).client, Settings()
+    client, settings = connect(server.url, 5, 0), Settings()
     trigger = Trigger(100, interval_ms)
     stores = [Store(client, settings, f"task_{i}") for i in range(tasks)]
     if number == 0:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from redis_batches.buffer.chunks import ACK_CHUNK, RELEASE_CHUNK, chunked
 from redis_batches.core.errors import LeaseLost
 from redis_batches.core.model import Bells, Claimed, Outcome, Trigger
-from redis_batches.core.settings import DEDUPLICATION_CALLS, DEDUPLICATION_WINDOW_MS
-
-if TYPE_CHECKING:
-    from redis_batches.buffer.store import Store
+from redis_batches.core.settings import DEDUPLICATION_CALLS, DEDUPLICATION_WINDOW_MS, Settings
+from redis_batches.driver.executor import Executor
 
 
 class Lease:
@@ -29,26 +27,29 @@ class Lease:
             script that said so was sent.
         lost: Whether Redis said that the lease ended.
         overdue: Whether it will end soon, because the run takes longer than it may.
+        task: The name of the task.
     """
 
     def __init__(
         self,
-        store: Store,
+        redis: Executor,
+        settings: Settings,
+        task: str,
         trigger: Trigger,
         token: str,
-        group: str,
         fence: int,
-        started_ms: int,
         bells: Bells,
         requests: tuple[Claimed, ...],
         confirmed: float,
     ) -> None:
-        self._store = store
+        self._redis = redis
+        self._settings = settings
         self._trigger = trigger
+        self.task = task
         self.token = token
-        self.group = group
+        self.group = bells.group
         self.fence = fence
-        self.started_ms = started_ms
+        self.started_ms = bells.rung_ms
         self.bells = bells
         self.requests = requests
         self.confirmed = confirmed
@@ -83,7 +84,7 @@ class Lease:
         return count
 
     def _ack(self, ids: Sequence[str], *, ends: bool, well: bool) -> tuple[str, int]:
-        word, *acked = self._store.run(
+        word, *acked = self._redis.run(
             "ack",
             token=self.token,
             fence=self.fence,
@@ -115,14 +116,14 @@ class Lease:
                 error = outcome.error.encode("utf-8", "replace")[:2048]
                 since, delay_ms = since_ms.get(outcome.id, 0), outcome.delay_ms
                 flat += (outcome.id, since, outcome.verb.value, delay_ms, error)
-            reply = self._store.run(
+            reply = self._redis.run(
                 "release",
                 group=self.group,
                 token=self.token,
                 fence=self.fence,
                 flush_every=self._trigger.flush_every,
                 interval_ms=self._trigger.interval_ms,
-                max_dead=self._store.settings.max_dead,
+                max_dead=self._settings.max_dead,
                 size=len(self.requests),
                 window_ms=DEDUPLICATION_WINDOW_MS,
                 outcomes=flat,
@@ -131,20 +132,15 @@ class Lease:
             rung.append(Bells(self.group, self.bells.route, reply[2], 0))
         return rung
 
-    @property
-    def task(self) -> str:
-        """The name of the task."""
-        return self._store.task
-
-    def extend(self, through: Store | None = None) -> bool:
+    def extend(self, through: Executor | None = None) -> bool:
         """Keeps the lease; returns False, and sets `lost` or `overdue`, if it cannot be kept.
 
         Args:
-            through: The store of a thread with connections of its own; default: the lease's.
+            through: Asks on another connection; default: on that of the claim.
         """
-        store = through or self._store
-        lease_ms, asked = round(store.settings.lease * 1000), monotonic()
-        reply = store.run("extend", token=self.token, fence=self.fence, lease_ms=lease_ms)
+        redis = through or self._redis
+        lease_ms, asked = round(self._settings.lease * 1000), monotonic()
+        reply = redis.run("extend", token=self.token, fence=self.fence, lease_ms=lease_ms)
         self.lost, self.overdue = reply[0] == "lost", reply[0] == "overdue"
         if reply[0] != "extended":
             return False
@@ -160,7 +156,7 @@ class Lease:
         if word == "fenced":
             self.lost = True
             raise LeaseLost(
-                f"the lease on batch {self.token} of {self._store.task} ended before its function "
+                f"the lease on batch {self.token} of {self.task} ended before its function "
                 "did, and its requests run elsewhere: raise redis_batches_lease if the worker is "
                 "often cut off from Redis for so long"
             )

@@ -7,15 +7,11 @@ from collections.abc import Mapping
 from logging import getLogger
 from typing import Any
 
-import redis
-
-from redis_batches.buffer.store import Clock, server_time
 from redis_batches.core.model import Trigger
 from redis_batches.core.outage import Quiet
 from redis_batches.core.settings import MAX_FLUSH_EVERY, MAX_FLUSH_INTERVAL
+from redis_batches.driver.executor import Client, Clock, Executor, server_time
 from redis_batches.driver.keys import NamespaceKeys
-from redis_batches.driver.scripts import load_scripts
-from redis_batches.driver.server_errors import translated
 
 logger = getLogger(__name__)
 #: For what is read at each sweep.
@@ -31,29 +27,25 @@ class Registry:
         clock: Returns the time in ms as text, or "" for the server's.
     """
 
-    def __init__(self, client: redis.Redis, namespace: str, clock: Clock = server_time) -> None:
-        self._client = client
-        self._clock = clock
-        self._keys = NamespaceKeys(namespace)
+    def __init__(self, client: Client, namespace: str, clock: Clock = server_time) -> None:
+        self._key = NamespaceKeys(namespace).resolve("tasks")
+        self._redis = Executor(client, NamespaceKeys(namespace), clock)
 
     def write(self, triggers: Mapping[str, Trigger]) -> None:
         """Notes tasks, by their names, with when a batch of each is due."""
-        with translated("register the tasks"):
-            written: dict[Any, Any] = {
-                task: json.dumps(
-                    {"flush_every": trigger.flush_every, "interval_ms": trigger.interval_ms},
-                    sort_keys=True,
-                )
-                for task, trigger in triggers.items()
-            }
-            if written:
-                self._client.hset(self._keys.resolve("tasks"), mapping=written)
+        written = {
+            task: json.dumps(
+                {"flush_every": trigger.flush_every, "interval_ms": trigger.interval_ms},
+                sort_keys=True,
+            )
+            for task, trigger in triggers.items()
+        }
+        if written:
+            self._redis.ask("register the tasks", "hset", "tasks", mapping=written)
 
     def read(self) -> dict[str, Trigger]:
         """Returns each task with when a batch is due; one that cannot be read is left out."""
-        key = self._keys.resolve("tasks")
-        with translated("list the tasks"):
-            found: dict[Any, Any] = self._client.hgetall(key)
+        found: dict[Any, Any] = self._redis.ask("list the tasks", "hgetall", "tasks")
         read = {}
         for name, options in found.items():
             try:
@@ -64,7 +56,7 @@ class Registry:
                         "the task %.200r in %s of Redis cannot be read, and is not swept by beat: "
                         "%r; HDEL it there if no worker serves it, else restart a worker that does",
                         name,
-                        key,
+                        self._key,
                         exc,
                     )
         return read
@@ -78,9 +70,7 @@ class Registry:
         self._throttle(opened=True)
 
     def _throttle(self, *, opened: bool) -> str:
-        script = load_scripts()["knock"]
-        reply = script(self._client, self._keys, now_ms=self._clock(), opened=int(opened))
-        return str(reply[0])
+        return str(self._redis.run("knock", opened=int(opened))[0])
 
 
 def _trigger(options: Any) -> Trigger:

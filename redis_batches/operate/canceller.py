@@ -9,14 +9,10 @@ from redis_batches.buffer.chunks import CANCEL_CHUNK, chunked
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Place, Trigger
-from redis_batches.driver.server_errors import translated
-from redis_batches.wire.envelope import text
 from redis_batches.wire.stamps import has_stamp, stamp_keys
 
 _ByGroup: TypeAlias = dict[str, list[str]]
 
-#: Requests that one step of a search reads.
-PAGE = 500
 #: Looks for a request that its own batch moves from one group to another meanwhile.
 MAX_ROUNDS = 5
 
@@ -81,15 +77,5 @@ class Canceller:
         for chunk in chunked(stamp_keys(stamps), CANCEL_CHUNK):
             # No request has such an id: it is remembered, and no more.
             self._store.cancel("", list(dict.fromkeys(chunk)), self._trigger)
-        key, cursor, client = self._store.keys.resolve("items"), 0, self._store.client
-        while True:
-            with translated("look for stamps"):
-                reply: Any = client.hscan(key, cursor, count=PAGE)
-            cursor, values = reply
-            yield self.cancel(
-                text(name)
-                for name, value in values.items()
-                if has_stamp(value.split(b":", 3)[-1], stamps)
-            )
-            if not cursor:
-                return
+        for page in self._store.index.stored():
+            yield self.cancel(name for name, envelope in page if has_stamp(envelope, stamps))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, TypeAlias
 
-from redis_batches.buffer.chunks import ACK_CHUNK, PUSH_CHUNK, chunked
-from redis_batches.buffer.store import Store, read_row
+from redis_batches.buffer.chunks import PUSH_CHUNK, chunked
+from redis_batches.buffer.index import Parked
+from redis_batches.buffer.replies import Indexed
+from redis_batches.buffer.store import Store
 from redis_batches.core.errors import BatchesError, RouteLost
 from redis_batches.core.model import Attempts, Bells, Group, Trigger
-from redis_batches.driver.server_errors import translated
-from redis_batches.wire.envelope import decode, text
+from redis_batches.wire.envelope import decode
 
 _ByGroup: TypeAlias = dict[str, list[str]]
-_NOTHING: Mapping[str, Mapping[str, int]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,6 @@ class Inspector:
         accept: Iterable[str] | None = None,
     ) -> None:
         self._store = store
-        self._client: Any = store.client
         self._trigger = trigger
         self._routes = routes
         self._ring = ring
@@ -87,31 +87,17 @@ class Inspector:
 
     def list(self, limit: int = 100, offset: int = 0) -> Sequence[DeadLetter]:
         """Returns dead letters, the oldest first."""
-        key, client = self._store.keys.resolve, self._client
-        with translated("list dead letters"):
-            members = client.zrange(key("dead"), offset, offset + limit - 1, withscores=True)
-            ids = [text(member).partition(":")[2] for member, _ in members]
-            if not ids:
-                return []
-            items, attempts, errors = (
-                client.hmget(key(name), ids) for name in ("items", "attempts", "errors")
+        return [
+            DeadLetter(
+                request.id,
+                datetime.fromtimestamp(died_ms / 1000, timezone.utc),
+                error,
+                request.attempts,
+                request.envelope,
+                self._accept,
             )
-        found = []
-        for (_, died_ms), *row in zip(members, ids, items, attempts, errors, strict=True):
-            task_id, value, tried, error = row
-            request = read_row(f"0:::{task_id}".encode(), tried or b"", value or b"")
-            died_at = datetime.fromtimestamp(died_ms / 1000, timezone.utc)
-            found.append(
-                DeadLetter(
-                    task_id,
-                    died_at,
-                    text(error or b""),
-                    request.attempts,
-                    request.envelope,
-                    self._accept,
-                )
-            )
-        return found
+            for died_ms, error, request in self._store.dead_letters.page(limit, offset)
+        ]
 
     def show(self, task_id: str) -> DeadLetter | None:
         """Returns one dead letter, or None if there is none with this id."""
@@ -134,7 +120,8 @@ class Inspector:
         for member in self._letters(ids):
             group, _, task_id = member.partition(":")
             found.setdefault(group, []).append(task_id)
-        return self._index("requeue", "ids", found, queues)
+        requeue = partial(self._store.dead_letters.requeue, trigger=self._trigger)
+        return self._index(requeue, found, queues)
 
     def drop(self, ids: Iterable[str] | str) -> int:
         """Forgets dead letters for good; returns how many.
@@ -142,8 +129,7 @@ class Inspector:
         Args:
             ids: Their ids, or one id.
         """
-        chunks = chunked(self._letters(ids), PUSH_CHUNK)
-        return sum(int(self._store.run("drop", members=chunk)[1]) for chunk in chunks)
+        return sum(map(self._store.dead_letters.drop, chunked(self._letters(ids), PUSH_CHUNK)))
 
     def repair(self, *, queues: Iterable[str] = ()) -> int:
         """Indexes every request again that no index knows; returns how many.
@@ -159,11 +145,13 @@ class Inspector:
         Raises:
             RouteLost: Nobody knows the queue of some; the others are indexed.
         """
-        parked = self._parked()
-        lost = self._unindexed()
-        nothing = {"noted": 0, "counted": 0}
-        more = {group: parked.get(group, nothing) for group in lost}
-        return self._index("repair", "lost", lost, queues, more)
+        index, trigger = self._store.index, self._trigger
+        parked = index.parked()
+
+        def repair(group: str, route: str, lost: Sequence[str]) -> Indexed:
+            return index.repair(group, route, lost, parked.get(group, Parked()), trigger)
+
+        return self._index(repair, index.lost(self._store.groups()), queues)
 
     def check_ledger(self) -> None:
         """Raises an error that says what it means if the counters do not add up.
@@ -188,13 +176,16 @@ class Inspector:
 
     def _index(
         self,
-        verb: str,
-        name: str,
+        put: Callable[[str, str, Sequence[str]], Indexed],
         by_group: _ByGroup,
         queues: Iterable[str],
-        more: Mapping[str, Mapping[str, int]] = _NOTHING,
     ) -> int:
         """Lets requests of several groups wait; returns how many.
+
+        Args:
+            put: Lets some of one group wait: takes its id, a route or "", and names of requests.
+            by_group: Names of requests by the id of their group.
+            queues: Names of queues that the app does not know.
 
         Raises:
             RouteLost: Nobody knows where to ring for some groups; the others wait.
@@ -204,88 +195,23 @@ class Inspector:
         count, unrouted = 0, Counter[str]()
         for group, members in by_group.items():
             for chunk in [*chunked(members, PUSH_CHUNK)] or [[]]:
-                reply = self._store.run(
-                    verb,
-                    group=group,
-                    route=known.get(group, ""),
-                    flush_every=self._trigger.flush_every,
-                    interval_ms=self._trigger.interval_ms,
-                    **{name: chunk, **more.get(group, {})},
-                )
-                if reply[0] == "unrouted":
-                    unrouted[group] += int(reply[1])
+                done = put(group, known.get(group, ""), chunk)
+                if done.bells is None:
+                    unrouted[group] += done.count
                 else:
-                    count += int(reply[1])
-                    self._ring(Bells(group, text(reply[3]), reply[2], 0))
+                    count += done.count
+                    self._ring(done.bells)
         if +unrouted:
             raise RouteLost(self._store.task, unrouted.total(), count)
         return count
 
-    def _parked(self) -> dict[str, dict[str, int]]:
-        """Returns for each group how many are noted as delayed or dead, and how many are."""
-        key, client = self._store.keys.resolve, self._client
-        with translated("count delayed requests"):
-            noted = client.hgetall(key("parked"))
-            counted: Counter[str] = Counter()
-            for name in ("delayed", "eta", "dead"):
-                members = client.zrange(key(name), 0, -1)
-                counted.update(text(member).partition(":")[0] for member in members)
-        found = {text(group): int(count) for group, count in noted.items()}
-        return {
-            group: {"noted": found.get(group, 0), "counted": counted[group]}
-            for group in found.keys() | counted.keys()
-        }
-
     def _letters(self, ids: Iterable[str] | str | None) -> Iterator[str]:
         """Yields the names group:id of dead letters, without reading them; None for all."""
         wanted = None if ids is None else {*_listed(ids)}
-        with translated("list dead letters"):
-            members = self._client.zrange(self._store.keys.resolve("dead"), 0, -1)
-        for member in map(text, members):
-            if wanted is None or member.partition(":")[2] in wanted:
-                yield member
-
-    def _unindexed(self) -> _ByGroup:
-        """Returns for each group marks:id of what waits in no pending list; see `repair.lua`."""
-        marks: dict[str, dict[str, str]] = {group: {} for group in self._store.groups()}
-        key = self._store.keys.resolve
-        with translated("look for lost requests"):
-            # Before the lists: what a claim does between is no sign of a list that was deleted.
-            for member, noted in self._client.hscan_iter(key("stale"), count=1000):
-                group, _, task_id = text(member).partition(":")
-                marks.setdefault(group, {})[task_id] = text(noted)
-            pending = {group: self._count_pending(group) for group in marks}
-            found = {
-                group: [
-                    f"{noted}:{task_id}"
-                    for task_id, noted in marks[group].items()
-                    if len(noted) > pending[group][task_id]
-                ]
-                for group in marks
-            }
-            for name, value in self._client.hscan_iter(key("items"), count=1000):
-                group, task_id = _group_of(value), text(name)
-                if group not in pending:
-                    pending[group] = self._count_pending(group)
-                    found.setdefault(group, [])
-                hidden = marks.get(group, {}).get(task_id, "").count("s")
-                if pending[group][task_id] <= hidden:
-                    found[group].append(f":{task_id}")
-        return found
-
-    def _count_pending(self, group: str) -> Counter[str]:
-        """Returns how many entries each id has; from the tail, since claims take from the head."""
-        key, last = self._store.keys.pending(group), -1
-        found: Counter[str] = Counter()
-        while entries := self._client.lrange(key, last - ACK_CHUNK + 1, last):
-            found.update(text(entry).split(":", 3)[3] for entry in entries)
-            last -= len(entries)
-        return found
+        for name in self._store.dead_letters.names():
+            if wanted is None or name.partition(":")[2] in wanted:
+                yield name
 
 
 def _listed(ids: Iterable[str] | str) -> Sequence[str]:
     return [ids] if isinstance(ids, str) else [*ids]
-
-
-def _group_of(value: bytes) -> str:
-    return text(value.partition(b":")[0])

@@ -59,7 +59,8 @@ class Heartbeat:
                 continue
             try:
                 store = self._store_of(lease.task) if self._store_of else None
-                if not lease.extend(store) and lease.token in self._kept:
+                kept = store.extend(lease) if store else lease.extend()
+                if not kept and lease.token in self._kept:
                     why = "is overdue" if lease.overdue else "was lost"
                     self._log(ERROR, "the lease on batch %s %s while it ran", lease.token, why)
             except Exception as exc:

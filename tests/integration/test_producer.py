@@ -18,6 +18,7 @@ from celery.result import GroupResult, ResultSet, denied_join_result
 
 from redis_batches import batched_task
 from redis_batches.app.state import runtime_of
+from tests.support import raw
 from tests.support.waiting import wait_until
 
 GREENLETS = Path(__file__).parent / "apps" / "greenlets.py"
@@ -152,7 +153,7 @@ def test_a_child_calls_though_a_thread_was_calling_at_the_fork(app: Celery, task
         os.kill(child, 9)
         raise
     store = runtime_of(app).store("click")
-    values = b"".join(store.client.hvals(store.keys.resolve("items")))
+    values = b"".join(raw.client(store).hvals(raw.key(store, "items")))
     assert [values.count(f"gen{pid}@".encode()) for pid in (os.getpid(), child)] == [1, 1]
 
 

@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 
 from redis_batches import Batches, NotReplicated, SimpleRequest, StoreError, batched_task
 from redis_batches.testing.server import EmbeddedServer
+from tests.support import raw
 from tests.support.waiting import wait_until
 
 
@@ -63,7 +64,7 @@ def cut_off(replica: EmbeddedServer) -> Iterator[None]:
 def ids_at(server: EmbeddedServer, task: Batches) -> set[str]:
     """Returns the calls that a server has."""
     with redis.Redis.from_url(server.url) as client:
-        key = task._runtime.store(task.name).keys.resolve("items")
+        key = raw.key(task._runtime.store(task.name), "items")
         return {name.decode() for name in client.hkeys(key)}
 
 

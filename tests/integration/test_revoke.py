@@ -10,6 +10,7 @@ import pytest
 from celery import chain, chord, group, states
 from celery.exceptions import ChordError, TaskRevokedError
 
+from tests.support import raw
 from tests.support.ledger import ledger
 from tests.support.processes import Cluster, wait_until_they_listen
 from tests.support.waiting import wait_until
@@ -179,7 +180,7 @@ def test_a_canceller_that_dies_is_made_good(cluster: Cluster, shop: Any) -> None
     (name,) = store.groups()
     lease, _ = store.cancel(name, [result.id], shop.waiting.trigger)
     assert lease is not None
-    store.client.zadd(store.keys.resolve("leases"), {lease.token: 0})
+    raw.client(store).zadd(raw.key(store, "leases"), {lease.token: 0})
     cluster.worker()
 
     assert_revoked(result)

@@ -19,6 +19,7 @@ from redis_batches.core.model import Group, Outgoing, Pushed, Status, Trigger
 from redis_batches.core.settings import Settings
 from redis_batches.driver.connection import connect
 from redis_batches.testing.server import EmbeddedServer
+from tests.support import raw
 from tests.support.proxy import LossyProxy
 from tests.support.state import State
 from tests.support.waiting import wait_until
@@ -128,7 +129,7 @@ def test_an_unreachable_server_is_an_error_in_time(
 def test_flushed_scripts_are_loaded_again(store: Store, server: EmbeddedServer) -> None:
     """Nobody notices."""
     push(store, "a")
-    store.client.script_flush()
+    raw.client(store).script_flush()
 
     assert push(store, "b").statuses == (Status.NEW,)
 
@@ -153,7 +154,7 @@ def test_a_killed_server_with_aof_has_everything(tmp_path: object) -> None:
 def test_a_busy_server_is_waited_for(store: Store, server: EmbeddedServer) -> None:
     """Somebody's slow script is killed after a second; the call then succeeds."""
     push(store, "a")
-    store.client.config_set("lua-time-limit", "50")
+    raw.client(store).config_set("lua-time-limit", "50")
     with redis.Redis.from_url(server.url) as other, redis.Redis.from_url(server.url) as admin:
 
         def block() -> None:
@@ -182,24 +183,24 @@ def _is_busy(client: redis.Redis) -> bool:
 def test_a_replica_is_waited_for_until_it_is_promoted(store: Store, server: EmbeddedServer) -> None:
     """READONLY passes in a failover; where it does not, the error says what to do."""
     push(store, "a")
-    store.client.replicaof("127.0.0.1", "1")
-    promoted = threading.Timer(0.5, store.client.replicaof, ("NO", "ONE"))
+    raw.client(store).replicaof("127.0.0.1", "1")
+    promoted = threading.Timer(0.5, raw.client(store).replicaof, ("NO", "ONE"))
     promoted.start()
 
     assert push(store, "b").statuses == (Status.NEW,)
     promoted.join()
 
-    store.client.replicaof("127.0.0.1", "1")
+    raw.client(store).replicaof("127.0.0.1", "1")
     with pytest.raises(StoreError, match="point redis_batches_url to the primary"):
         push(store, "c")
-    store.client.replicaof("NO", "ONE")
+    raw.client(store).replicaof("NO", "ONE")
 
 
 def test_a_server_that_cannot_save_refuses_with_advice(
     store: Store, server: EmbeddedServer
 ) -> None:
     """MISCONF does not pass by itself, so it is not waited for."""
-    client = store.client
+    client = raw.client(store)
     folder = Path(client.config_get("dir")["dir"])
     (folder / "dump.rdb").mkdir()
     client.config_set("save", "3600 1000000")
@@ -260,15 +261,15 @@ def test_a_replica_that_lost_its_primary_is_named(server: EmbeddedServer) -> Non
 
 def test_too_few_replicas_refuse_a_push_whole(store: Store, server: EmbeddedServer) -> None:
     """NOREPLICAS does not pass by itself."""
-    if store.client.info("server")["redis_version"] < "7":
+    if raw.client(store).info("server")["redis_version"] < "7":
         pytest.skip("Redis 6.2 does not look at min-replicas-to-write when a script writes")
-    store.client.config_set("min-replicas-to-write", "1")
+    raw.client(store).config_set("min-replicas-to-write", "1")
 
     with pytest.raises(StoreError, match="min-replicas-to-write"):
         push(store, "a")
 
-    store.client.config_set("min-replicas-to-write", "0")
-    assert store.client.dbsize() == 0
+    raw.client(store).config_set("min-replicas-to-write", "0")
+    assert raw.client(store).dbsize() == 0
 
 
 def test_a_cluster_without_all_slots_is_waited_for_and_named() -> None:
@@ -298,7 +299,7 @@ def test_a_truncated_append_only_file_is_a_prefix_of_what_happened(lost: int) ->
             file.truncate(log.stat().st_size - lost)
         server.start()
 
-        state = State.read(client, store.keys, [GROUP.id])
+        state = State.read(client, raw.keys(store), [GROUP.id])
         state.check()
         ids = sorted(state.items)
         assert ids == [f"id-{number:02}" for number in range(20)][-len(ids) :]

@@ -27,6 +27,7 @@ from redis_batches.core.settings import Settings
 from redis_batches.driver.connection import connect
 from redis_batches.driver.preflight import check_server
 from redis_batches.testing.server import EmbeddedServer, find_executable, free_port
+from tests.support import raw
 from tests.support.acl import DOCUMENT, rights
 from tests.support.waiting import wait_until
 
@@ -123,7 +124,7 @@ def test_a_cluster_keeps_each_task_in_one_slot(nodes: list[EmbeddedServer]) -> N
         assert store.stats()["acked"] == 4
 
     assert all(admin(node, "DBSIZE") for node in nodes)
-    check_server(store.client)
+    check_server(raw.client(store))
 
 
 def allow(node: EmbeddedServer, *words: str) -> None:
@@ -144,7 +145,7 @@ def test_the_documented_rights_are_enough_in_a_cluster(nodes: list[EmbeddedServe
     assert push(store, "c") == [Status.NEW]
     assert run_all(store) == ["a", "b", "c"]
     assert store.stats()["acked"] == 3
-    Registry(store.client, SETTINGS.namespace).write({"task": TRIGGER})
+    Registry(raw.client(store), SETTINGS.namespace).write({"task": TRIGGER})
 
 
 def test_a_cluster_needs_rights_of_its_own(nodes: list[EmbeddedServer]) -> None:
@@ -178,12 +179,12 @@ def test_a_failover_in_a_cluster_is_waited_for(nodes: list[EmbeddedServer]) -> N
         admin(replica, "CLUSTER", "MEET", "127.0.0.1", nodes[0].port, admin_bus(nodes[0]))
         store = store_at(cluster_url(nodes))
         push(store, "a")
-        client: Any = store.client
-        port = client.get_node_from_key(store.keys.resolve("items")).port
+        client: Any = raw.client(store)
+        port = client.get_node_from_key(raw.key(store, "items")).port
         primary = next(node for node in nodes if node.port == port)
         name = admin(primary, "CLUSTER", "MYID")
         wait_until(lambda: follows(replica, name), description="the replica follows")
-        waiting = Store(store.client, replace(SETTINGS, wait_replicas=1), store.task)
+        waiting = Store(raw.client(store), replace(SETTINGS, wait_replicas=1), store.task)
         assert waiting.push(GROUP, TRIGGER, [CALL]).missing == 0
 
         primary.kill()
@@ -244,7 +245,7 @@ def test_a_slot_that_has_moved_is_found_by_who_waits_for_replicas(
     move = Move(store, nodes)
     move.begin()
     move.end()
-    client: Any = store.client
+    client: Any = raw.client(store)
     client.terms = replace(client.terms, deadline=2.0)
     waiting = Store(client, replace(SETTINGS, wait_replicas=1), store.task)
 
@@ -259,7 +260,7 @@ def test_a_slot_that_never_arrives_is_an_error_with_advice(nodes: list[EmbeddedS
     """Not for ever: the caller is told what the cluster does."""
     store = store_at(cluster_url(nodes))
     push(store, "a")
-    client: Any = store.client
+    client: Any = raw.client(store)
     client.terms = replace(client.terms, deadline=2.0)
     Move(store, nodes).begin()
 
@@ -271,9 +272,9 @@ class Move:
     """A slot on its way from one node to another."""
 
     def __init__(self, store: Store, nodes: list[EmbeddedServer]) -> None:
-        key = store.keys.resolve("items")
+        key = raw.key(store, "items")
         self.slot = admin(nodes[0], "CLUSTER", "KEYSLOT", key)
-        port = store.client.get_node_from_key(key).port  # type: ignore[attr-defined]
+        port = raw.client(store).get_node_from_key(key).port  # type: ignore[attr-defined]
         self.source = next(node for node in nodes if node.port == port)
         self.target = next(node for node in nodes if node.port != port)
         self._nodes = nodes

@@ -8,12 +8,13 @@ import redis
 from redis_batches.buffer import lease as lease_module
 from redis_batches.buffer import store as store_module
 from redis_batches.buffer.chunks import CANCEL_CHUNK, chunked
+from redis_batches.buffer.index import PAGE
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Found, Idle, Place, Status, Trigger
-from redis_batches.operate.canceller import PAGE, Canceller
+from redis_batches.operate.canceller import Canceller
 from redis_batches.testing.clock import Clock
-from tests.support import steps
+from tests.support import raw, steps
 
 pytestmark = pytest.mark.usefixtures("sound")
 
@@ -300,7 +301,7 @@ def test_an_operator_may_let_it_run_all_the_same(store: Store) -> None:
     find(store, "a")
     lease.release(steps.dead("a"))
     steps.ack_all(lease)
-    store.run("requeue", **COMMON, ids=["a"])
+    raw.run(store, "requeue", **COMMON, ids=["a"])
 
     (request,) = steps.claim(store, force=True).requests
     assert not request.attempts.revoked
@@ -441,7 +442,7 @@ def test_repair_forgets_what_is_left_of_a_list_that_was_deleted(
     steps.ack_all(cancel(store, "a"))
     clock.advance(steps.REVOKED_WINDOW_MS)
     steps.push(store, steps.call("a", "n"))
-    client.delete(store.keys.pending(steps.GROUP.id))
-    store.run("repair", **COMMON, noted=0, counted=0, lost=[":a", ":b"])
+    client.delete(raw.key(store, "pending", steps.GROUP.id))
+    raw.run(store, "repair", **COMMON, noted=0, counted=0, lost=[":a", ":b"])
 
     assert steps.ids_of(steps.claim(store, force=True)) == ["a", "b"]

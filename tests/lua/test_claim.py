@@ -14,7 +14,7 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.model import Attempts, Idle, Trigger
 from redis_batches.core.settings import Settings
 from redis_batches.testing.clock import Clock
-from tests.support import steps
+from tests.support import raw, steps
 
 pytestmark = pytest.mark.usefixtures("sound")
 
@@ -413,8 +413,8 @@ def test_a_late_doorbell_shows_that_the_others_are_only_slow(store: Store, clock
 def test_entries_of_requests_that_are_gone_are_skipped(store: Store) -> None:
     """They go with the claim that meets them."""
     steps.push(store, *"abcde")
-    store.client.hdel(store.keys.resolve("items"), "a", "c")
-    store.client.hincrby(store.keys.resolve("stats"), "dropped", 2)
+    raw.client(store).hdel(raw.key(store, "items"), "a", "c")
+    raw.client(store).hincrby(raw.key(store, "stats"), "dropped", 2)
 
     assert steps.ids_of(steps.claim(store)) == ["b", "d", "e"]
     assert steps.waiting(store) == []
@@ -423,8 +423,8 @@ def test_entries_of_requests_that_are_gone_are_skipped(store: Store) -> None:
 def test_a_claim_in_vain_takes_what_is_gone_out_of_the_way(store: Store) -> None:
     """And leaves the others in their order."""
     steps.push(store, *"abcd", trigger=Trigger(9, steps.INTERVAL_MS))
-    store.client.hdel(store.keys.resolve("items"), "b")
-    store.client.hincrby(store.keys.resolve("stats"), "dropped", 1)
+    raw.client(store).hdel(raw.key(store, "items"), "b")
+    raw.client(store).hincrby(raw.key(store, "stats"), "dropped", 1)
 
     assert steps.try_claim(store, Trigger(9, steps.INTERVAL_MS)) == Idle(
         "not_due", steps.INTERVAL_MS
@@ -435,8 +435,8 @@ def test_a_claim_in_vain_takes_what_is_gone_out_of_the_way(store: Store) -> None
 def test_a_second_entry_of_a_request_is_skipped(store: Store) -> None:
     """A batch has a request once; what is owned is in no other batch."""
     steps.push(store, "a", "b")
-    pending = store.keys.pending(steps.GROUP.id)
-    store.client.rpush(pending, *store.client.lrange(pending, 0, -1))
+    pending = raw.key(store, "pending", steps.GROUP.id)
+    raw.client(store).rpush(pending, *raw.client(store).lrange(pending, 0, -1))
 
     assert steps.ids_of(steps.claim(store, Trigger(2, 0))) == ["a", "b"]
     assert steps.try_claim(store, Trigger(2, 0)) == Idle("empty")
@@ -445,8 +445,8 @@ def test_a_second_entry_of_a_request_is_skipped(store: Store) -> None:
 def test_a_request_is_in_a_batch_once(store: Store) -> None:
     """However often it waits."""
     steps.push(store, "a", "b")
-    pending = store.keys.pending(steps.GROUP.id)
-    store.client.rpush(pending, *store.client.lrange(pending, 0, -1))
+    pending = raw.key(store, "pending", steps.GROUP.id)
+    raw.client(store).rpush(pending, *raw.client(store).lrange(pending, 0, -1))
 
     assert steps.ids_of(steps.claim(store, Trigger(9, 0))) == ["a", "b"]
 
@@ -454,11 +454,11 @@ def test_a_request_is_in_a_batch_once(store: Store) -> None:
 def test_an_entry_of_what_another_worker_runs_is_skipped(store: Store) -> None:
     """No request is in two live batches."""
     steps.push(store, "a")
-    pending = store.keys.pending(steps.GROUP.id)
-    (entry,) = store.client.lrange(pending, 0, -1)
+    pending = raw.key(store, "pending", steps.GROUP.id)
+    (entry,) = raw.client(store).lrange(pending, 0, -1)
     running = steps.claim(store, Trigger(1, 0))
     steps.push(store, "b")
-    store.client.lpush(pending, entry)
+    raw.client(store).lpush(pending, entry)
 
     assert steps.ids_of(steps.claim(store, Trigger(2, 0))) == ["b"]
     assert steps.ack_all(running) == 1
@@ -471,10 +471,10 @@ def test_a_long_row_of_entries_that_are_gone_is_cleared_in_steps(
     """Each call of the script does a bounded part of it, and the claim goes on at once."""
     trigger = Trigger(3, interval_ms)
     steps.push(store, "a", trigger=trigger)
-    pending = store.keys.pending(steps.GROUP.id)
+    pending = raw.key(store, "pending", steps.GROUP.id)
     for _ in range(30):
-        store.client.lpush(pending, *(f"{clock.now_ms}:-:9:gone" for _ in range(1000)))
-    run, left = store.run, [store.waiting(steps.GROUP.id)]
+        raw.client(store).lpush(pending, *(f"{clock.now_ms}:-:9:gone" for _ in range(1000)))
+    run, left = store._redis.run, [store.waiting(steps.GROUP.id)]
 
     def note(script: str, **values: Any) -> list[Any]:
         reply = run(script, **values)
@@ -482,8 +482,8 @@ def test_a_long_row_of_entries_that_are_gone_is_cleared_in_steps(
         assert bells_out(store) == (1 if reply[0] == "more" else 0)
         return reply
 
-    store.client.hset(store.keys.resolve("bells"), steps.GROUP.id, f"1:{clock.now_ms}:1000:0:0")
-    store.run = note  # type: ignore[method-assign]
+    raw.client(store).hset(raw.key(store, "bells"), steps.GROUP.id, f"1:{clock.now_ms}:1000:0:0")
+    store._redis.run = note  # type: ignore[method-assign]
     found = steps.try_claim(store, trigger, bell="bell")
 
     assert all(0 < one - other <= 5_010 for one, other in pairwise(left))
@@ -498,20 +498,20 @@ def test_a_worker_that_dies_while_it_clears_such_a_row_is_made_good(
     store: Store, clock: Clock
 ) -> None:
     """Its doorbell counts as out, so after a pause a sweep rings once more."""
-    pending, trigger = store.keys.pending(steps.GROUP.id), Trigger(3, 0)
+    pending, trigger = raw.key(store, "pending", steps.GROUP.id), Trigger(3, 0)
     steps.push(store, "a", trigger=trigger)
     for _ in range(11):
-        store.client.lpush(pending, *(f"{clock.now_ms}:-:9:gone" for _ in range(1000)))
-    run = store.run
+        raw.client(store).lpush(pending, *(f"{clock.now_ms}:-:9:gone" for _ in range(1000)))
+    run = store._redis.run
 
     def die_after(script: str, **values: Any) -> list[Any]:
         assert run(script, **values)[0] == "more"
         raise KeyboardInterrupt
 
-    store.run = die_after  # type: ignore[method-assign]
+    store._redis.run = die_after  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         steps.try_claim(store, trigger, bell="bell")
-    store.run = run  # type: ignore[method-assign]
+    store._redis.run = run  # type: ignore[method-assign]
 
     clock.advance(steps.MIN_PAUSE_MS)
     swept = store.sweep(trigger.interval_ms)

@@ -13,6 +13,7 @@ from redis_batches.core.settings import REVOKED_WINDOW_MS
 from redis_batches.operate.inspector import Inspector
 from redis_batches.testing.clock import Clock
 from redis_batches.wire.envelope import Envelope, encode
+from tests.support import raw
 from tests.support.steps import ack_all
 
 TRIGGER = Trigger(10, 1000)
@@ -170,7 +171,7 @@ def test_requests_whose_indexes_were_deleted_come_back(
     push(store, "a", "b")
     lost = claim(store)
     push(store, "c", "d")
-    keys = store.keys
+    keys = raw.keys(store)
     names = {
         "q": [keys.pending(GROUP.id)],
         "all": [
@@ -206,7 +207,7 @@ def test_repair_finds_what_a_note_of_a_deleted_list_hides(
     assert lease is not None
     ack_all(lease)
     again = Outgoing("a", "n", None, b"1\n[[],{}]")
-    client.delete(store.keys.pending(GROUP.id))
+    client.delete(raw.key(store, "pending", GROUP.id))
     if when != "after":
         push(store, "c")
         store.push(GROUP, TRIGGER, [again])
@@ -216,7 +217,7 @@ def test_repair_finds_what_a_note_of_a_deleted_list_hides(
         store.push(GROUP, TRIGGER, [again])
     repaired = inspector.repair()
 
-    assert client.exists(store.keys.resolve("stale")) == 0
+    assert client.exists(raw.key(store, "stale")) == 0
     assert repaired == (2 if when == "before" else 0)
     assert {"a", "b"} <= {request.id for request in claim(store).requests}
 
@@ -234,7 +235,7 @@ def test_repair_keeps_the_notes_of_what_was_revoked(
     store.push(GROUP, TRIGGER, [later])
 
     assert inspector.repair() == 0
-    assert client.exists(store.keys.resolve("stale")) == 1
+    assert client.exists(raw.key(store, "stale")) == 1
     assert [request.id for request in claim(store).requests] == ["b"]
 
 
@@ -257,7 +258,7 @@ def test_a_ledger_that_does_not_add_up_says_what_it_means(
     """Somebody deleted a request."""
     push(store, "a", "b")
     inspector.check_ledger()
-    client.hdel(store.keys.resolve("items"), "a")
+    client.hdel(raw.key(store, "items"), "a")
 
     with pytest.raises(BatchesError, match="holds 1 requests, but 2 were pushed"):
         inspector.check_ledger()

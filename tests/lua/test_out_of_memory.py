@@ -15,7 +15,7 @@ from redis_batches.core.settings import Settings
 from redis_batches.testing.clock import Clock
 from redis_batches.testing.server import EmbeddedServer
 from redis_batches.upkeep.sweeper import Served, Sweeper
-from tests.support import steps
+from tests.support import raw, steps
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def store(small_server: EmbeddedServer, clock: Clock) -> Iterator[Store]:
 @pytest.fixture
 def memory(store: Store) -> Memory:
     """Its server's memory."""
-    return Memory(store.client)
+    return Memory(raw.client(store))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Bells, Trigger
 from redis_batches.testing.clock import Clock
-from tests.support import steps
+from tests.support import raw, steps
 
 pytestmark = pytest.mark.usefixtures("sound")
 
@@ -23,7 +23,8 @@ def reclaim(store: Store, lease: Lease, *, trigger: Trigger = steps.TRIGGER) -> 
 
 def reply(store: Store, token: str, *, seen_dead: bool = False) -> list:
     """Returns what the script answers."""
-    return store.run(
+    return raw.run(
+        store,
         "reclaim",
         group=steps.GROUP.id,
         token=token,

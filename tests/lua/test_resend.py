@@ -9,7 +9,7 @@ from redis_batches.core.age import Age
 from redis_batches.core.model import Outgoing, Status
 from redis_batches.core.settings import DEDUPLICATION_WINDOW_MS
 from redis_batches.testing.clock import Clock
-from tests.support import steps
+from tests.support import raw, steps
 
 pytestmark = pytest.mark.usefixtures("sound")
 
@@ -65,7 +65,7 @@ def test_what_is_older_than_the_window_is_refused(store: Store) -> None:
 
 def test_what_is_sent_first_is_never_refused(store: Store) -> None:
     """It has no age."""
-    store.client.hset(store.keys.resolve("stats"), "forgotten_ms", "9" * 13)
+    raw.client(store).hset(raw.key(store, "stats"), "forgotten_ms", "9" * 13)
 
     assert resend(store, "a", age_ms=0) == [Status.NEW]
 
@@ -96,7 +96,7 @@ def test_the_retry_of_what_its_batch_still_owns_was_not_stored(store: Store) -> 
 def test_a_letter_that_was_dropped_does_not_run_again(store: Store) -> None:
     """Its call is remembered from its death on."""
     steps.bury(store, "a")
-    store.run("drop", members=[f"{steps.GROUP.id}:a"])
+    raw.run(store, "drop", members=[f"{steps.GROUP.id}:a"])
 
     assert resend(store, "a", age_ms=steps.SECOND) == [Status.DONE]
 
@@ -104,7 +104,7 @@ def test_a_letter_that_was_dropped_does_not_run_again(store: Store) -> None:
 def test_a_clock_that_went_back_does_not_refuse_for_hours(store: Store, clock: Clock) -> None:
     """What was forgotten before it was set had ended before the sweep that sees it."""
     ahead_ms = clock.now_ms + 5 * 3600 * steps.SECOND + DEDUPLICATION_WINDOW_MS
-    store.client.hset(store.keys.resolve("stats"), "forgotten_ms", str(ahead_ms))
+    raw.client(store).hset(raw.key(store, "stats"), "forgotten_ms", str(ahead_ms))
     assert resend(store, "a", age_ms=steps.SECOND) == [Status.FORGOTTEN]
 
     store.sweep(steps.TRIGGER.interval_ms)

@@ -9,7 +9,7 @@ from redis_batches.core.errors import RouteLost
 from redis_batches.core.model import Bells, Group, Idle, Trigger
 from redis_batches.operate.inspector import Inspector
 from redis_batches.testing.clock import Clock
-from tests.support import steps
+from tests.support import raw, steps
 
 pytestmark = pytest.mark.usefixtures("sound")
 
@@ -107,8 +107,8 @@ def test_a_route_that_was_deleted_is_found_by_its_group(
     """A group is named by a hash of its route; else nobody rings, least of all elsewhere."""
     steps.bury(store, "dead")
     steps.push(store, "a")
-    store.client.delete(store.keys.resolve("routes"), store.keys.pending(steps.GROUP.id))
-    store.client.delete(store.keys.resolve("groups"), store.keys.resolve("bells"))
+    raw.client(store).delete(raw.key(store, "routes"), raw.key(store, "pending", steps.GROUP.id))
+    raw.client(store).delete(raw.key(store, "groups"), raw.key(store, "bells"))
     with pytest.raises(RouteLost, match="name it"):
         getattr(inspect(store, rung, steps.OTHER.route), verb)()
     assert steps.place(store, "dead") == "dead"
@@ -125,8 +125,9 @@ def test_the_others_are_dealt_with(store: Store, rung: list[Bells]) -> None:
     steps.push(store, "a")
     steps.push(store, "b", group=steps.OTHER)
     for key in ("routes", "groups", "bells"):
-        store.client.delete(store.keys.resolve(key))
-    store.client.delete(store.keys.pending(steps.GROUP.id), store.keys.pending(steps.OTHER.id))
+        raw.client(store).delete(raw.key(store, key))
+    for group in (steps.GROUP, steps.OTHER):
+        raw.client(store).delete(raw.key(store, "pending", group.id))
 
     inspector = inspect(store, rung, steps.GROUP.route)
     with pytest.raises(RouteLost, match=r"1 requests of shop\.click") as caught:
@@ -148,7 +149,7 @@ def test_repair_counts_what_is_delayed(store: Store, rung: list[Bells]) -> None:
     lease = steps.push_and_claim(store, "a")
     lease.release(steps.retry("a", delay_ms=steps.SECOND))
     steps.ack_all(lease)
-    store.client.delete(store.keys.resolve("parked"))
+    raw.client(store).delete(raw.key(store, "parked"))
 
     assert inspect(store, rung, steps.GROUP.route).repair() == 0
     assert steps.read(store).parked == {steps.GROUP.id: "1"}

@@ -12,7 +12,7 @@ from redis_batches.core.errors import ScriptReplyError, StoreError
 from redis_batches.core.settings import Settings
 from redis_batches.driver.scripts import PRELUDE, Script, load_scripts, load_sources
 from redis_batches.testing.server import EmbeddedServer
-from tests.support import steps
+from tests.support import raw, steps
 from tests.support.stage import Stage
 
 #: What an ACL must allow for the scripts.
@@ -36,9 +36,9 @@ COMMANDS = {
 def test_a_server_that_lost_its_scripts_gets_them_again(store: Store) -> None:
     """SCRIPT FLUSH, a restart or a failover: nobody notices."""
     steps.push(store, *"abc")
-    store.client.script_flush()
+    raw.client(store).script_flush()
     lease = steps.claim(store)
-    store.client.script_flush()
+    raw.client(store).script_flush()
 
     assert steps.ack_all(lease) == 3
 
@@ -46,13 +46,13 @@ def test_a_server_that_lost_its_scripts_gets_them_again(store: Store) -> None:
 def test_a_value_that_no_script_takes_is_an_error(store: Store) -> None:
     """Before anything is sent."""
     with pytest.raises(TypeError, match=r"extend\.lua takes no flush_every"):
-        store.run("extend", token="token", fence=1, lease_ms=steps.LEASE_MS, flush_every=3)
+        raw.run(store, "extend", token="token", fence=1, lease_ms=steps.LEASE_MS, flush_every=3)
 
 
 def test_a_value_that_is_missing_is_an_error(store: Store) -> None:
     """It cannot shift the others by a slot."""
     with pytest.raises(KeyError, match="lease_ms"):
-        store.run("extend", token="token", fence=1)
+        raw.run(store, "extend", token="token", fence=1)
 
 
 @pytest.mark.parametrize("reply", ["1", "{}", "{1}", "'text'"])
@@ -61,7 +61,7 @@ def test_a_reply_that_no_script_gives_is_an_error(store: Store, reply: str) -> N
     odd = Script("odd", f"return {reply}", "")
 
     with pytest.raises(ScriptReplyError, match="which no script does"):
-        odd(store.client, store.keys)
+        odd(raw.client(store), raw.keys(store))
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_a_push_says_what_became_of_each_request(
     """A reply that says it of fewer or more is not believed."""
     head = load_sources()["push"].partition("\n\n")[0]
     odd = Script("push", f"{head}\nreturn {{{reply}}}", "")
-    monkeypatch.setattr("redis_batches.buffer.store.load_scripts", lambda: {"push": odd})
+    monkeypatch.setattr("redis_batches.driver.executor.load_scripts", lambda: {"push": odd})
 
     with pytest.raises(ScriptReplyError, match="push answered"):
-        steps.push(Store(store.client, store.settings, store.task), "a")
+        steps.push(Store(raw.client(store), store.settings, store.task), "a")
 
 
 def now_ms(client: redis.Redis) -> int:
@@ -117,7 +117,7 @@ def test_too_much_at_once_changes_nothing(store: Store) -> None:
 def test_tasks_and_namespaces_are_apart(store: Store) -> None:
     """The same id in each of them is another request."""
     steps.push(store, *"abc")
-    other = Store(store.client, store.settings, "shop.view")
+    other = Store(raw.client(store), store.settings, "shop.view")
     steps.push(other, *"abc")
     steps.ack_all(steps.claim(other))
 
@@ -139,13 +139,13 @@ def test_a_user_who_may_do_no_more_can_run_them(
 ) -> None:
     """On the keys of this project."""
     commands = ["+eval", "+evalsha", "+hello", *(f"+{command.lower()}" for command in COMMANDS)]
-    stage.store.client.acl_setuser(
+    raw.client(stage.store).acl_setuser(
         namespace, enabled=True, passwords=["+secret"], keys=["rb:{*}:*"], commands=commands
     )
     before = stage.dump()
     with redis.Redis.from_url(shared_url, username=namespace, password="secret") as client:
         stage.run(script, client)
-    stage.store.client.acl_deluser(namespace)
+    raw.client(stage.store).acl_deluser(namespace)
 
     assert stage.dump() != before
 

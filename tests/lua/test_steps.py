@@ -14,7 +14,7 @@ from redis_batches.core.errors import LeaseLost
 from redis_batches.core.model import Idle, Outgoing, Trigger
 from redis_batches.core.settings import Settings
 from redis_batches.testing.clock import Clock
-from tests.support import steps
+from tests.support import raw, steps
 
 pytestmark = pytest.mark.usefixtures("sound")
 
@@ -36,18 +36,18 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def between(store: Store, word: str, act: Any) -> list[str]:
     """Does something after the next answer of a kind; returns what was answered, as it comes."""
-    run, told = store.run, list[str]()
+    run, told = store._redis.run, list[str]()
 
     def note(script: str, **values: Any) -> list[Any]:
         reply = run(script, **values)
         told.append(reply[0])
         if reply[0] == word:
-            store.run = run  # type: ignore[method-assign]
+            store._redis.run = run  # type: ignore[method-assign]
             act()
-            store.run = note  # type: ignore[method-assign]
+            store._redis.run = note  # type: ignore[method-assign]
         return reply
 
-    store.run = note  # type: ignore[method-assign]
+    store._redis.run = note  # type: ignore[method-assign]
     return told
 
 
@@ -101,13 +101,13 @@ def test_a_step_keeps_the_lease(store: Store, clock: Clock) -> None:
 def test_the_reply_to_a_step_that_was_lost_comes_again(store: Store) -> None:
     """The same step again gives the same requests."""
     steps.push(store, *IDS, trigger=SEVEN)
-    run = store.run
+    run = store._redis.run
 
     def twice(script: str, **values: Any) -> list[Any]:
         run(script, **values)
         return run(script, **values)
 
-    store.run = twice  # type: ignore[method-assign]
+    store._redis.run = twice  # type: ignore[method-assign]
     assert steps.ids_of(steps.claim(store, SEVEN)) == IDS
 
 
@@ -134,7 +134,7 @@ def test_what_a_claimer_took_that_died_comes_back(store: Store, clock: Clock, ta
     between(store, "part", maybe_die)
     with pytest.raises(Died):
         steps.claim(store, SEVEN)
-    store = Store(store.client, store.settings, store.task, clock)
+    store = Store(raw.client(store), store.settings, store.task, clock)
     clock.advance(steps.LEASE_MS)
     for token, group in store.sweep(steps.INTERVAL_MS).expired:  # type: ignore[union-attr]
         store.reclaim(token, group, SEVEN)
@@ -231,10 +231,10 @@ def test_nothing_is_read_that_is_not_taken(
     clock.advance(steps.SECOND)
     if delayed:
         real.promote(steps.GROUP.id, ids, SEVEN)
-    items = real.keys.resolve("items")
-    with real.client.monitor() as monitor:
+    items = raw.key(real, "items")
+    with raw.client(real).monitor() as monitor:
         lease = steps.claim(real, Trigger(20, 0))
-        real.client.ping()
+        raw.client(real).ping()
         seen = []
         while (command := monitor.next_command()["command"]) != "PING":
             if command.startswith(f"HMGET {items}"):
@@ -301,7 +301,7 @@ def test_whoever_takes_it_back_may_die(store: Store, clock: Clock, taken: int) -
     between(store, "more", maybe_die)
     with pytest.raises(Died):
         take_back(store, lease)
-    store = Store(store.client, store.settings, store.task, clock)
+    store = Store(raw.client(store), store.settings, store.task, clock)
     steps.read(store).check()
     clock.advance(1)
     swept = store.sweep(steps.INTERVAL_MS)

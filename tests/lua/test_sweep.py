@@ -13,7 +13,7 @@ from redis_batches.core.errors import StoreError, Unanswered
 from redis_batches.core.model import Bells, Group, Swept, Trigger
 from redis_batches.testing.clock import Clock
 from redis_batches.upkeep.sweeper import Served, Sweeper
-from tests.support import steps
+from tests.support import raw, steps
 
 pytestmark = pytest.mark.usefixtures("sound")
 
@@ -324,8 +324,8 @@ def test_a_sound_record_does_not_hide_another(store: Store, clock: Clock) -> Non
         sweep(store)
     steps.push(store, "d", group=steps.OTHER)
     clock.advance(-300 * steps.SECOND)
-    store.client.zadd(
-        store.keys.resolve("groups"), {steps.GROUP.id: clock.now_ms + steps.MAX_PAUSE_MS}
+    raw.client(store).zadd(
+        raw.key(store, "groups"), {steps.GROUP.id: clock.now_ms + steps.MAX_PAUSE_MS}
     )
     sweep(store)
 
@@ -421,8 +421,8 @@ def test_a_task_that_cannot_be_swept_does_not_stop_the_others(
     store: Store, clock: Clock, belfry: Belfry, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is logged, and tried again in a second."""
-    broken = Store(store.client, store.settings, "shop.broken", clock)
-    store.client.set(broken.keys.resolve("groups"), "foreign")
+    broken = Store(raw.client(store), store.settings, "shop.broken", clock)
+    raw.client(store).set(raw.key(broken, "groups"), "foreign")
     steps.push(store, *"abc")
     with caplog.at_level(logging.WARNING):
         wait = sweeper_of(belfry, broken, store).tick()
@@ -441,11 +441,11 @@ def test_what_could_not_be_rung_again_is_made_good(
         clock.advance(steps.MAX_PAUSE_MS)
         sweep(store)
     store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
-    claims = store.keys.resolve("claims")
-    store.client.set(claims, "foreign")
+    claims = raw.key(store, "claims")
+    raw.client(store).set(claims, "foreign")
     sweeper = sweeper_of(belfry, store, name="bert")
     sweeper.tick()
-    store.client.delete(claims)
+    raw.client(store).delete(claims)
     sweeper.tick()
 
     assert len(belfry.rung) == 1
@@ -453,20 +453,20 @@ def test_what_could_not_be_rung_again_is_made_good(
 
 def test_each_task_is_rung_again_for(store: Store, clock: Clock, belfry: Belfry) -> None:
     """One for which it failed, and one that came later, though another has been."""
-    late = Store(store.client, store.settings, "shop.late", clock)
+    late = Store(raw.client(store), store.settings, "shop.late", clock)
     for each in store, late:
         steps.push(each, *"abc")
         for _ in range(20):
             clock.advance(steps.MAX_PAUSE_MS)
             sweep(each)
         each.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000)
-    fine = Store(store.client, store.settings, "shop.fine", clock)
+    fine = Store(raw.client(store), store.settings, "shop.fine", clock)
     served = [Served(fine, steps.TRIGGER), Served(store, steps.TRIGGER)]
     sweeper = Sweeper(lambda: served, belfry, 1.0, "anne")
-    claims = store.keys.resolve("claims")
-    store.client.set(claims, "foreign")
+    claims = raw.key(store, "claims")
+    raw.client(store).set(claims, "foreign")
     sweeper.tick()
-    store.client.delete(claims)
+    raw.client(store).delete(claims)
     assert belfry.rung == []
 
     served.append(Served(late, steps.TRIGGER))
@@ -485,22 +485,22 @@ def test_a_batch_that_cannot_be_taken_back_keeps_no_other_waiting(
     steps.push(store, "b", group=steps.OTHER)
     steps.claim(store, force=True, group=steps.OTHER)
     clock.advance(steps.LEASE_MS)
-    store.client.set(store.keys.pending(steps.GROUP.id), "foreign")
+    raw.client(store).set(raw.key(store, "pending", steps.GROUP.id), "foreign")
 
     wait = sweeper_of(belfry, store).tick()
 
     assert store.waiting(steps.OTHER.id) == 1
     assert wait >= 0.02
-    store.client.delete(store.keys.pending(steps.GROUP.id))
+    raw.client(store).delete(raw.key(store, "pending", steps.GROUP.id))
     assert steps.ack_all(broken) == 1
 
 
 def test_a_sweep_of_a_foreign_key_is_an_error(store: Store) -> None:
     """It is not taken for empty."""
-    store.client.set(store.keys.resolve("delayed"), "foreign")
+    raw.client(store).set(raw.key(store, "delayed"), "foreign")
     with pytest.raises(StoreError, match="WRONGTYPE"):
         sweep(store)
-    store.client.delete(store.keys.resolve("delayed"))
+    raw.client(store).delete(raw.key(store, "delayed"))
 
 
 def test_a_batch_that_was_lost_runs_at_last(store: Store, clock: Clock, belfry: Belfry) -> None:
@@ -550,8 +550,8 @@ def test_one_outage_is_one_line_of_the_log(
         raise Unanswered("Redis", 1)
 
     monkeypatch.setattr(Store, "sweep", sweep)
-    stores = [Store(store.client, store.settings, f"task-{number}") for number in range(30)]
-    sweeper = sweeper_of(belfry, *stores, Store(store.client, store.settings, "wrong"))
+    stores = [Store(raw.client(store), store.settings, f"task-{number}") for number in range(30)]
+    sweeper = sweeper_of(belfry, *stores, Store(raw.client(store), store.settings, "wrong"))
     for _ in range(5):
         sweeper.tick()
 

@@ -6,6 +6,7 @@ import pytest
 
 from redis_batches.core.errors import StoreError
 from redis_batches.driver.scripts import load_scripts
+from tests.support import raw
 from tests.support.stage import VALUES, Stage
 from tests.support.steps import GROUP
 
@@ -43,7 +44,7 @@ def test_a_foreign_key_that_one_request_needs(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, task_id: str
 ) -> None:
     """A dead letter that is called again, and an id that was revoked before."""
-    stage.store.client.zadd(stage.store.keys.resolve("revoked"), {"banned": "9" * 13})
+    raw.client(stage.store).zadd(raw.key(stage.store, "revoked"), {"banned": "9" * 13})
     monkeypatch.setitem(VALUES["push"], "requests", [task_id, "n", "", "", b"3"])
     refused_whole(stage, "push", "attempts")
 
@@ -52,11 +53,11 @@ def refused_whole(stage: Stage, script: str, name: str) -> None:
     """Asserts that a script changes nothing if somebody else wrote one of its keys."""
     token = VALUES[script].get("token", "")
     key = stage.keys(script).resolve(name, group=GROUP.id, token=token)
-    stage.store.client.delete(key)
-    stage.store.client.set(key, "foreign")
+    raw.client(stage.store).delete(key)
+    raw.client(stage.store).set(key, "foreign")
     before = stage.dump(key)
 
     with pytest.raises(StoreError, match="WRONGTYPE"):
         stage.run(script)
     assert stage.dump(key) == before
-    assert stage.store.client.get(key) == b"foreign"
+    assert raw.client(stage.store).get(key) == b"foreign"

@@ -23,6 +23,7 @@ from redis_batches.runs.runner import Runner
 from redis_batches.testing.clock import Clock
 from redis_batches.testing.worker import InProcess, in_process
 from redis_batches.upkeep.sweeper import Served, Sweeper
+from tests.support import raw
 
 SIZES = (10, 100, 1000)
 SECOND = 1000
@@ -93,7 +94,7 @@ class Bench:
         self.task = here.task
         self.clock = Clock()
         self.store = here.task.inspector._store
-        self.store._clock = self.clock
+        self.store._redis.clock = self.clock
         served = [Served(self.store, self.task.trigger)]
         self._sweeper = Sweeper(lambda: served, self._ring, 1.0)
         self._answers = 0
@@ -221,7 +222,7 @@ def outage(flush_every: int = 20, a_second: int = 20, **options: Any) -> Drain:
         it.answer_all()
         down[0] = False
         before, store = len(sizes), it.store
-        records = store.client.hvals(store.keys.resolve("attempts"))
+        records = raw.client(store).hvals(raw.key(store, "attempts"))
         seconds = it.drain()
         return Drain(
             calls=60 * a_second,

@@ -48,6 +48,7 @@ from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.properties import fates, outages
 from tests.properties.fates import MAX_RETRIES, OWN_FAILURE, Call, Wrong
 from tests.properties.outages import LEASE, Died, Fault, Outages
+from tests.support import raw
 from tests.support.state import ensure
 
 FAILED_SEEDS = (13, 152, 153, 279, 343)
@@ -162,7 +163,7 @@ class House:
 
         def make_with_clock(store: Store, *args: Any, **kwargs: Any) -> None:
             make(store, *args, **kwargs)
-            store._clock = lambda: self.world.clock()
+            store._redis.clock = lambda: self.world.clock()
 
         patch.setattr(Store, "__init__", make_with_clock)
 
@@ -484,12 +485,12 @@ class Game:
                     self._look_at_state(self.by_id[task_id])
 
     def _read_owners(self) -> dict[str, str]:
-        found = self.store.client.hgetall(self.store.keys.resolve("own"))
+        found = raw.client(self.store).hgetall(raw.key(self.store, "own"))
         return {i.decode(): token.decode().partition(":")[0] for i, token in found.items()}
 
     def _look_for_lost(self) -> None:
         """Nothing that was accepted leaves Redis before its caller was told."""
-        names = self.store.client.hkeys(self.store.keys.resolve("items"))
+        names = raw.client(self.store).hkeys(raw.key(self.store, "items"))
         stored = {name.decode() for name in names}
         for call in self.calls.values():
             if call.id in stored:
@@ -595,8 +596,8 @@ class Game:
         scores = [
             score
             for name in ("groups", "leases", "delayed", "eta")
-            for _, score in self.store.client.zrange(
-                self.store.keys.resolve(name), 0, 0, withscores=True
+            for _, score in raw.client(self.store).zrange(
+                raw.key(self.store, name), 0, 0, withscores=True
             )
         ]
         first = min(scores, default=0) / 1000

@@ -28,6 +28,7 @@ from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.properties.callers import Callers
 from tests.properties.workers import MAX_CRASHES_ALONE, Workers
 from tests.properties.world import HOUR, LEASE, SECOND, Died, World
+from tests.support import raw
 from tests.support.state import FRESH, ensure
 
 FAILED_SEEDS = (
@@ -285,7 +286,7 @@ class Simulation:
         for name in ("claims", "own", "groups", "bells", "delayed", "eta", "stale"):
             ensure(not getattr(world.state, name), "left behind", name)
         ensure(len(world.state.dead) == len(world.state.items), "left behind", world.state.items)
-        lists = world.client.keys(f"{world.store.keys.batch('')}*")
+        lists = world.client.keys(f"{raw.keys(world.store).batch('')}*")
         ensure(not lists, "left behind", lists)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from redis_batches import SimpleRequest
 from redis_batches.testing.worker import InProcess, in_process
+from tests.support import raw
 
 #: CI damages 10,000; `FUZZ=100000 sh run.sh test tests/properties/test_fuzz.py` takes minutes.
 REQUESTS = int(os.environ.get("FUZZ", "10000"))
@@ -59,15 +60,15 @@ def test_a_damaged_request_costs_only_itself(
     caplog.set_level(logging.CRITICAL)
     chance, task = random.Random(7), here.task
     store = task.inspector._store
-    items = store.keys.resolve("items")
+    items = raw.key(store, "items")
     for first in range(0, REQUESTS, BATCH):
         kinds: dict[str, str] = {}
         for number in range(first, first + BATCH):
             result = task.delay(number)
-            value = store.client.hget(items, result.id)
+            value = raw.client(store).hget(items, result.id)
             *fields, envelope = value.split(b":", 3)
             kinds[result.id], damaged = damage(chance, envelope)
-            store.client.hset(items, result.id, b":".join((*fields, damaged)))
+            raw.client(store).hset(items, result.id, b":".join((*fields, damaged)))
         here.answer(force=True)
 
         states = Counter((kind, task.AsyncResult(found).state) for found, kind in kinds.items())

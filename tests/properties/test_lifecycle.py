@@ -43,7 +43,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.task = self.here.task
         self.clock = Clock()
         store = self.task.inspector._store
-        store._clock = self.clock
+        store._redis.clock = self.clock
         self.store = store
         self.sweeper = Sweeper(lambda: [Served(store, self.task.trigger)], self.ring, interval=1.0)
         #: Ids that were accepted and not settled, with the fate that their argument says.

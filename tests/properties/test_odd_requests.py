@@ -15,6 +15,7 @@ from celery.exceptions import Ignore, Retry
 from redis_batches import SimpleRequest
 from redis_batches.testing.worker import InProcess, in_process
 from redis_batches.wire.envelope import Envelope, decode, encode
+from tests.support import raw
 
 HEADERS = [
     *("lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries"),
@@ -81,15 +82,15 @@ def settles(requests: list[SimpleRequest]) -> None:
 def replace(task: Any, task_id: str, part: str, name: str, value: Any) -> None:
     """Writes a field of a stored request."""
     store = task.inspector._store
-    items = store.keys.resolve("items")
-    stored = store.client.hget(items, task_id)
+    items = raw.key(store, "items")
+    stored = raw.client(store).hget(items, task_id)
     *fields, data = stored.split(b":", 3)
     found = decode(data, None)
     args, kwargs, embed = found.body
     parts = {"headers": found.headers, "embed": embed or {}, "properties": found.properties}
     parts[part][name] = value
     envelope = Envelope(parts["headers"], (args, kwargs, parts["embed"]), parts["properties"])
-    store.client.hset(items, task_id, b":".join((*fields, encode(envelope, "json"))))
+    raw.client(store).hset(items, task_id, b":".join((*fields, encode(envelope, "json"))))
 
 
 def answer(here: InProcess) -> None:

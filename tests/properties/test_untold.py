@@ -22,6 +22,7 @@ from redis_batches.runs.batch import Batch
 from redis_batches.runs.runner import Runner
 from redis_batches.testing.worker import InProcess, in_process
 from redis_batches.wire.envelope import text
+from tests.support import raw
 
 CALLS = 4
 REFUSED = (ConnectionRefusedError, redis.exceptions.ConnectionError)
@@ -126,7 +127,7 @@ def test_a_run_that_cannot_see_what_was_told_before_is_no_crash(
             here.answer(force=True)
 
     assert_all_wait(here)
-    attempts = store.client.hvals(store.keys.resolve("attempts"))
+    attempts = raw.client(store).hvals(raw.key(store, "attempts"))
     assert {record.split(b":")[1] for record in attempts} == {b"1"}
 
 
@@ -222,7 +223,8 @@ def test_a_run_that_dies_after_it_told_together_leaves_nothing_to_run(
             with pytest.raises(KeyboardInterrupt):
                 here.answer()
         assert [result.state for result in called] == ["SUCCESS"] * CALLS
-        (token,) = (text(name) for name in store.client.zrange(store.keys.resolve("leases"), 0, -1))
+        leases = raw.client(store).zrange(raw.key(store, "leases"), 0, -1)
+        (token,) = map(text, leases)
         here.bells = [store.reclaim(token, group, here.task.trigger, seen_dead=True)]
         while here.task.stats()["acked"] < CALLS:
             here.bells = here.bells or [Bells(group, "", 1, 0)]
@@ -282,7 +284,7 @@ def answer_and_die(here: InProcess, owner: object, name: str) -> None:
 def answer_until_acked(here: InProcess, group: str, count: int) -> None:
     """Takes back what a dead run held, and answers doorbells until everything is acked."""
     store = here.task.inspector._store
-    for token in store.client.zrange(store.keys.resolve("leases"), 0, -1):
+    for token in raw.client(store).zrange(raw.key(store, "leases"), 0, -1):
         bells = store.reclaim(token.decode(), group, here.task.trigger, seen_dead=True)
         here.bells += [bells] * bells.count
     while here.task.stats()["acked"] < count:

@@ -16,6 +16,7 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.model import Bells, Group, Outgoing, Trigger
 from redis_batches.core.settings import Settings
 from redis_batches.driver.scripts import load_scripts
+from tests.support import raw
 from tests.support.state import Seen, State, ensure
 
 SECOND, HOUR = 1000, 3_600_000
@@ -222,7 +223,7 @@ class World:
     def read(self) -> State:
         """Returns what Redis holds now."""
         groups = [group.id for group in GROUPS]
-        return State.read(self.client, self.store.keys, groups, self._seen)
+        return State.read(self.client, raw.keys(self.store), groups, self._seen)
 
     @staticmethod
     def serial_of(envelope: bytes) -> int:
@@ -278,6 +279,9 @@ class LossyStore(Store):
             "reclaim": {"step": step},
             "ack": {"window": window},
         }
+        redis: Any = self._redis
+        for way in ("run", "run_alike"):
+            setattr(redis, way, partial(self._run, getattr(redis, way)))
         # Else a seed would be another game on a server that has not seen them.
         for script in load_scripts().values():
             world.client.script_load(script.source)
@@ -287,14 +291,14 @@ class LossyStore(Store):
         token = token or self._world.name("canceller")
         return super().cancel(group, ids, trigger, token=token)
 
-    def run(self, script: str, **values: Any) -> list[Any]:
+    def _run(self, run: Callable[..., Any], script: str, *args: Any, **values: Any) -> Any:
         """Runs a script once, twice, or once now and once later."""
         world = self._world
         world.touched = True
         values.update(self._forced.get(script, {}))
         if script == "claim" and not values["got"]:
             self.disturbed = False
-        send = partial(super().run, script, **values)
+        send = partial(run, script, *args, **values)
         if world.happens("lost_reply"):
             send()
         if script in MAY_BE_LATE and world.draw(world.weather.late_call):

@@ -11,7 +11,7 @@ from redis_batches.buffer.store import Store
 from redis_batches.driver.keys import NamespaceKeys
 from redis_batches.driver.scripts import load_scripts
 from redis_batches.testing.clock import Clock
-from tests.support import steps
+from tests.support import raw, steps
 
 #: What the scripts are called with: as much as possible happens at once.
 COMMON = {"group": steps.GROUP.id, "route": steps.GROUP.route, "flush_every": 3, "interval_ms": 0}
@@ -93,7 +93,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         """Brings them to their places."""
-        store, client, now_ms = self.store, self.store.client, self.clock.now_ms
+        store, client, now_ms = self.store, raw.client(self.store), self.clock.now_ms
         steps.ack_all(steps.push_and_claim(store, "done"))
         steps.bury(store, "dead")
         lease = steps.push_and_claim(store, "delayed")
@@ -102,20 +102,20 @@ class Stage:
         steps.push(store, steps.call("eta", eta_ms=now_ms + steps.SECOND), "own", "own2", "own3")
         self._fence = steps.claim(store, token="held", bell="rung").fence
         steps.push(store, "lost", "a", "b", "c")
-        client.lpop(store.keys.pending(steps.GROUP.id))
+        client.lpop(raw.key(store, "pending", steps.GROUP.id))
         client.hset(self.keys("knock").resolve("beat"), "out", "1")
         self.clock.advance(steps.HOUR)
 
     def dump(self, but: str = "") -> dict[bytes, bytes]:
         """Returns the content of every key but one."""
-        client = self.store.client
+        client = raw.client(self.store)
         keys = client.keys("rb:{" + self.store.settings.namespace + "*")
         return {key: client.dump(key) for key in sorted(keys) if key.decode() != but}
 
     def keys(self, script: str) -> Any:
         """Returns the keys that a script takes."""
         shared = script == "knock"
-        return NamespaceKeys(self.store.settings.namespace) if shared else self.store.keys
+        return NamespaceKeys(self.store.settings.namespace) if shared else raw.keys(self.store)
 
     def run(self, name: str, client: redis.Redis | None = None) -> list[Any]:
         """Runs a script with everything that it may have to do."""
@@ -123,4 +123,4 @@ class Stage:
         known = {"now_ms": self.clock(), "fence": self._fence, **COMMON, **VALUES[name]}
         taken = {slot: known[slot] for slot in (*script.slots, script.rest) if slot in known}
         places = {"group": steps.GROUP.id, "token": known.get("token", "")}
-        return script(client or self.store.client, self.keys(name), **{**places, **taken})
+        return script(client or raw.client(self.store), self.keys(name), **{**places, **taken})

@@ -8,6 +8,7 @@ from typing import Any
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Group, Idle, Outcome, Outgoing, Pushed, Trigger, Verb
+from tests.support import raw
 from tests.support.state import State
 
 GROUP = Group.of({"queue": "clicks"})
@@ -114,7 +115,7 @@ def bury(store: Store, *ids: str) -> None:
 def read(store: Store) -> State:
     """Returns all that Redis holds."""
     groups = {GROUP.id, OTHER.id, *store.groups()}
-    return State.read(store.client, store.keys, sorted(groups))
+    return State.read(raw.client(store), raw.keys(store), sorted(groups))
 
 
 def waiting(store: Store, group: Group = GROUP) -> list[str]:

@@ -25,6 +25,7 @@ from redis_batches import BacklogFull, Batches, OptionError, SimpleRequest, batc
 from redis_batches.app.doorbell import MARKER
 from redis_batches.testing.worker import in_process
 from redis_batches.worker.sweep_task import SWEEP
+from tests.support import raw
 
 AWARE = datetime(2200, 1, 1, 12, tzinfo=timezone(timedelta(hours=5)))
 NAIVE = datetime(2200, 1, 1, 12)
@@ -153,7 +154,7 @@ def test_eta_is_the_moment_at_which_a_worker_of_celery_would_run_it(
     celerys = _celerys_request(app, message)
     assert celerys.request_dict["eta"] == text
     store = task._runtime.store(task.name)
-    ((_, ready_ms),) = store.client.zrange(store.keys.resolve("eta"), 0, -1, withscores=True)
+    ((_, ready_ms),) = raw.client(store).zrange(raw.key(store, "eta"), 0, -1, withscores=True)
     assert ready_ms == celerys.eta.timestamp() * 1000
 
 
@@ -559,7 +560,7 @@ def test_signals_of_a_call_are_celerys(app: Celery, eager_to_ring: Any) -> None:
     assert before[0]["headers"]["id"] == after[0]["headers"]["id"] == result.id
     assert (before[0]["exchange"], before[0]["routing_key"]) == ("", "special")
     store = eager_to_ring._runtime.store("t")
-    assert b'"trace":"abc"' in store.client.hget(store.keys.resolve("items"), result.id)
+    assert b'"trace":"abc"' in raw.client(store).hget(raw.key(store, "items"), result.id)
 
 
 def test_a_task_sent_event_is_sent_per_call(app: Celery, eager_to_ring: Any) -> None:

@@ -18,6 +18,7 @@ from redis_batches.core.age import Age
 from redis_batches.core.errors import StoreError
 from redis_batches.core.model import Group, Outgoing, Pushed, Status, Trigger
 from redis_batches.core.settings import Settings
+from tests.support import raw
 from tests.support.waiting import wait_until
 
 KEY = PushKey(Group('{"queue":"a"}'), Trigger(1000, 60_000), None)
@@ -83,7 +84,7 @@ class Line:
     @property
     def stored(self) -> set[str]:
         """The ids in Redis."""
-        return {key.decode() for key in self.store.client.hkeys(self.store.keys.resolve("items"))}
+        return {key.decode() for key in raw.client(self.store).hkeys(raw.key(self.store, "items"))}
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from redis_batches.core.model import Outgoing, Trigger
 from redis_batches.runs import batch, report
 from redis_batches.testing.clock import Clock
 from redis_batches.testing.worker import InProcess, in_process
+from tests.support import raw
 from tests.support.steps import HOUR
 
 
@@ -98,7 +99,7 @@ def current(here: InProcess) -> Iterator[None]:
 def later(here: InProcess, clock: Clock) -> None:
     """Lets everything that is delayed wait with the others, and rings for it."""
     store = here.task.inspector._store
-    store._clock = clock
+    store._redis.clock = clock
     clock.advance(HOUR)
     swept = store.sweep(10_000)
     for found, ids in swept.ready:
@@ -219,7 +220,7 @@ def test_an_eta_without_a_time_zone_is_utc(results: fakeredis.FakeServer) -> Non
         store = here.task.inspector._store
         assert answer(here) is None
 
-        delayed = store.client.zrange(store.keys.resolve("delayed"), 0, 0, withscores=True)
+        delayed = raw.client(store).zrange(raw.key(store, "delayed"), 0, 0, withscores=True)
         assert delayed[0][1] / 1000 - datetime.now().timestamp() == pytest.approx(100, abs=20)
 
 
@@ -974,7 +975,7 @@ def test_what_was_told_is_not_given_up(
             patch.setattr("redis_batches.buffer.lease.Lease.ack", dies)
             patch.setattr("redis_batches.buffer.store.Store.reclaim", dies)
             assert isinstance(answer(here), StoreError)
-        (token,) = store.client.zrange(store.keys.resolve("leases"), 0, -1)
+        (token,) = raw.client(store).zrange(raw.key(store, "leases"), 0, -1)
         bells = store.reclaim(token.decode(), found, here.task.trigger, seen_dead=True)
         here.bells.append(bells)
         answer(here)

@@ -14,6 +14,7 @@ from kombu import Exchange, Queue
 
 from redis_batches import BacklogFull, Batches, UnusableCall, batched_task
 from redis_batches.app.state import runtime_of
+from tests.support import raw
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=timezone.utc)
 ARGS, KWARGS = ("é", 1, None, [1.5], {"a": b"bytes"}), {"when": NOW, "n": 2**60}
@@ -275,7 +276,7 @@ def test_a_base_with_its_own_apply_async_is_asked(app: Celery) -> None:
     mixed.delay_many([()])
 
     store = runtime_of(app).store("mixed")
-    values = store.client.hvals(store.keys.resolve("items"))
+    values = raw.client(store).hvals(raw.key(store, "items"))
     assert [b'"tenant":"one"' in value for value in values] == [True, True]
 
 
@@ -331,7 +332,7 @@ def test_a_generator_of_any_length_is_streamed_in_order(task: Any) -> None:
     assert len({result.id for result in results}) == 1201
     assert task.stats()["pushed"] == 1201
     store = runtime_of(task.app).store("click")
-    value = store.client.hget(store.keys.resolve("items"), results[1200].id)
+    value = raw.client(store).hget(raw.key(store, "items"), results[1200].id)
     assert value.endswith(b"[[1200], {}]")
 
 
@@ -394,7 +395,7 @@ def test_a_full_backlog_says_what_was_accepted(task: Any) -> None:
     assert len(caught.value.accepted) == 550
     assert len(caught.value.refused) == 450
     store = runtime_of(task.app).store("click")
-    value = store.client.hget(store.keys.resolve("items"), caught.value.accepted[-1].id)
+    value = raw.client(store).hget(raw.key(store, "items"), caught.value.accepted[-1].id)
     assert value.endswith(b"[[549], {}]")
 
 

@@ -13,7 +13,7 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.settings import Settings
 from redis_batches.testing.clock import Clock
 from redis_batches.upkeep.heartbeat import Heartbeat
-from tests.support import steps
+from tests.support import raw, steps
 from tests.support.waiting import wait_until
 
 #: Whether a lease is kept, by a store of the thread's own, while the only greenlet computes.
@@ -25,13 +25,15 @@ from types import SimpleNamespace
 from redis_batches.upkeep.heartbeat import Heartbeat
 asked = []
 lease = SimpleNamespace(token="t", task="shop.click", lost=False, overdue=False)
-def extend(store):
-    asked.append(store)
-    if len(asked) == 2:
-        raise ConnectionError("lost")
-    return True
-lease.extend = extend
-with Heartbeat(0.01, lambda task: f"store of {task}").keep(lease):
+class Store:
+    def __init__(self, task):
+        self.task = task
+    def extend(self, lease):
+        asked.append(f"store of {self.task}")
+        if len(asked) == 2:
+            raise ConnectionError("lost")
+        return True
+with Heartbeat(0.01, Store).keep(lease):
     until = monotonic() + 20
     while len(asked) < 3 and monotonic() < until:
         pass
@@ -73,9 +75,9 @@ def test_a_lease_that_cannot_be_extended_stops_no_other(stores: list[Store], clo
     broken, sound = (steps.push_and_claim(store, "a") for store in stores)
     heartbeat = Heartbeat(60)
     with heartbeat.keep(broken), heartbeat.keep(sound):
-        claims = stores[0].keys.resolve("claims")
-        stores[0].client.delete(claims)
-        stores[0].client.set(claims, "foreign")
+        claims = raw.key(stores[0], "claims")
+        raw.client(stores[0]).delete(claims)
+        raw.client(stores[0]).set(claims, "foreign")
         clock.advance(steps.SECOND)
 
         assert heartbeat.tick() == 6

@@ -19,6 +19,7 @@ from redis_batches.core.settings import REVOKED_WINDOW_MS
 from redis_batches.testing.worker import InProcess, in_process
 from redis_batches.wire.envelope import Envelope, encode, read_headers
 from redis_batches.worker import control
+from tests.support import raw
 
 
 def returns(requests: list[SimpleRequest]) -> list[int]:
@@ -102,7 +103,7 @@ def test_what_cannot_be_told_is_not_undone(
     store = here.task.inspector._store
     (group,) = store.groups()
     here.bells = [store.promote(group, [], here.task.trigger)]
-    store.client.zadd(store.keys.resolve("delayed"), {f"{group}:{result.id}": 0})
+    raw.client(store).zadd(raw.key(store, "delayed"), {f"{group}:{result.id}": 0})
     here.bells = [store.promote(group, [result.id], here.task.trigger)]
     with pytest.raises(Ignore):
         here.answer()
@@ -246,11 +247,11 @@ def test_stamps_are_forgotten_as_ids_are(here: InProcess, monkeypatch: pytest.Mo
     """After three hours, of the server's clock."""
     store = here.task.inspector._store
     here.task.AsyncResult("any").revoke_by_stamped_headers({"tenant": ["a", "b"]})
-    key = store.keys.resolve("revoked")
-    remembered = store.client.zrange(key, 0, -1, withscores=True)
+    key = raw.key(store, "revoked")
+    remembered = raw.client(store).zrange(key, 0, -1, withscores=True)
     assert len(remembered) == 2
-    store.client.zadd(key, {remembered[0][0]: remembered[0][1] - REVOKED_WINDOW_MS - 1000})
-    store.client.zadd(key, {remembered[1][0]: remembered[1][1] - REVOKED_WINDOW_MS + 60_000})
+    raw.client(store).zadd(key, {remembered[0][0]: remembered[0][1] - REVOKED_WINDOW_MS - 1000})
+    raw.client(store).zadd(key, {remembered[1][0]: remembered[1][1] - REVOKED_WINDOW_MS + 60_000})
 
     calls = [here.task.apply_async((1,), stamped_headers=["tenant"], tenant=x) for x in "ab"]
     here.task.flush()
@@ -265,11 +266,11 @@ def test_odd_stamps_stop_no_search(here: InProcess, name: str, odd: Any) -> None
     odd_one = here.task.delay()
     result = here.task.apply_async((1,), stamped_headers=["tenant"], tenant="a")
     store = here.task.inspector._store
-    items = store.keys.resolve("items")
-    group, nonce, _ = store.client.hget(items, odd_one.id).split(b":", 2)
+    items = raw.key(store, "items")
+    group, nonce, _ = raw.client(store).hget(items, odd_one.id).split(b":", 2)
     headers = {"stamps": {"tenant": "b"}, "stamped_headers": ["tenant", [], 5], name: odd}
     stored = b"%s:%s:%s" % (group, nonce, encode(Envelope(headers), "json"))
-    store.client.hset(items, odd_one.id, stored)
+    raw.client(store).hset(items, odd_one.id, stored)
     here.task.AsyncResult("any").revoke_by_stamped_headers({"tenant": ["a", ["z"]], "x": None})
 
     assert result.state == states.REVOKED

@@ -30,6 +30,7 @@ from redis_batches.testing.worker import InProcess, in_process
 from redis_batches.upkeep.sweeper import Served, Sweeper
 from redis_batches.worker.doorbell_request import take_back
 from redis_batches.worker.served import batch_tasks
+from tests.support import raw
 
 
 class Wrong(Exception):
@@ -53,7 +54,7 @@ def sweep(here: InProcess, clock: Clock, seconds: float) -> None:
 def use(here: InProcess, clock: Clock) -> None:
     """Gives the task's store a clock that only the test moves."""
     clock.now_ms = int(datetime.now(timezone.utc).timestamp() * 1000)
-    here.task.inspector._store._clock = clock
+    here.task.inspector._store._redis.clock = clock
 
 
 def test_a_run_past_its_deadline_still_settles_what_it_owns(clock: Clock) -> None:
@@ -419,7 +420,7 @@ def test_a_call_from_inside_its_batch_that_a_failover_lost_runs_again(clock: Clo
     def function(requests: list[SimpleRequest]) -> None:
         if requests[0].attempt > 1:
             return
-        client = here.task.inspector._store.client
+        client = raw.client(here.task.inspector._store)
         replica = {key: client.dump(key) for key in client.keys("*")}
         here.task.apply_async(task_id=requests[0].id)
         client.flushall()
@@ -450,7 +451,7 @@ def test_a_batch_that_failed_as_a_whole_waits_as_a_whole(clock: Clock) -> None:
         answer(here)
 
         store = here.task.inspector._store
-        delayed = store.client.zrange(store.keys.resolve("delayed"), 0, -1, withscores=True)
+        delayed = raw.client(store).zrange(raw.key(store, "delayed"), 0, -1, withscores=True)
         # Jitter may be nothing at all: then none of them waits.
         assert len(delayed) in (0, 20)
         assert len({ready_ms for _, ready_ms in delayed}) <= 1

@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 
 from redis_batches import Batches, SimpleRequest, StoreError, batched_task
 from redis_batches.testing.server import EmbeddedServer
+from tests.support import raw
 
 DEADLINE, TIMEOUT = 1.5, 0.5
 #: Far less than nested retries would take, and more than a busy machine adds.
@@ -194,7 +195,7 @@ def test_each_try_of_a_retry_policy_has_the_deadline() -> None:
 def test_half_open_connections_do_not_use_up_the_tries(server: EmbeddedServer) -> None:
     """One silent connection is enough to distrust all that are idle."""
     task = make_task(server.url, redis_batches_deadline=10)
-    client: Any = task._runtime.client
+    client: Any = raw.client(task._runtime.store(task.name))
     task.delay()
     pool = client.connection_pool
     taken = [pool.take() for _ in range(6)]

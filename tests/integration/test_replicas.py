@@ -116,7 +116,7 @@ def test_a_call_that_is_sent_again_is_waited_for_too(
     with cut_off(replica):
         with pytest.raises(NotReplicated):
             task.apply_async((), task_id="a", parent_id="before")
-        task._runtime.client.connection_pool.disconnect()
+        raw.client(task._runtime.store(task.name)).connection_pool.disconnect()
         with pytest.raises(NotReplicated):
             task.apply_async((), task_id="a", parent_id="before")
 

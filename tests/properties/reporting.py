@@ -139,7 +139,7 @@ class House:
         with pytest.MonkeyPatch.context() as patch:
             self._stop_time(patch)
             client = self.clients["results"]
-            patch.setattr("redis_batches.app.state.connect", lambda *_: self.clients["store"])
+            patch.setattr("redis_batches.buffer.stores.connect", lambda *_: self.clients["store"])
             patch.setattr(Runtime, "heartbeat", property(lambda _: Heartbeat(self)))
             patch.setattr(RedisBackend, "_create_client", lambda *_, **__: client)
             for name in ("consume_from", "cancel_for"):

@@ -17,6 +17,6 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     monkeypatch.setattr(_state, "_on_app_finalizers", own)
     made = Celery("unit", broker="memory://", backend="cache+memory://", set_as_current=False)
     made.conf.redis_batches_url = "redis://127.0.0.1:1/0"
-    monkeypatch.setattr("redis_batches.app.state.connect", lambda *_: fakeredis.FakeRedis())
+    monkeypatch.setattr("redis_batches.buffer.stores.connect", lambda *_: fakeredis.FakeRedis())
     yield made
     made.close()

@@ -13,6 +13,7 @@ from redis.credentials import CredentialProvider
 
 from redis_batches.app.state import runtime_of
 from redis_batches.driver.pool import SentinelSSLConnection, SSLConnection, UnixConnection
+from tests.support import raw
 
 REQUIRED = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": "/some/ca.pem"}
 
@@ -29,7 +30,7 @@ def pool_of(broker: str = "memory://", backend: str | None = None, **settings: A
     """Returns the connections that an app's batch tasks would have."""
     app = Celery(broker=broker, backend=backend, set_as_current=False)
     app.conf.update(settings)
-    return cast(redis.Redis, runtime_of(app).client).connection_pool
+    return cast(redis.Redis, raw.client(runtime_of(app).store("task"))).connection_pool
 
 
 @pytest.mark.parametrize(

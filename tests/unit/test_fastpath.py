@@ -36,7 +36,7 @@ def task(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(app, "now", lambda: NOW)
     # One server, whichever client a call takes.
     server = fakeredis.FakeServer()
-    connect = "redis_batches.app.state.connect"
+    connect = "redis_batches.buffer.stores.connect"
     monkeypatch.setattr(connect, lambda *_: fakeredis.FakeRedis(server=server))
 
     batched_task(1, 60, app=app, name="click")(function)
@@ -60,12 +60,12 @@ def listening() -> Iterator[None]:
 
 def traces(task: Any, call: Callable[[], Any]) -> dict[str, Any]:
     """Makes one call; returns what it stored, rang and returned, without ids of its own."""
-    client = runtime_of(task.app).client
+    client = raw.client(runtime_of(task.app).store("click"))
     client.flushall()
     for name in ("celery", "other", "topics"):
         list(_drain(task.app, name))
     result = call()
-    keys = runtime_of(task.app).store(task.name).keys
+    keys = raw.keys(runtime_of(task.app).store(task.name))
 
     def plain(data: Any) -> Any:
         return data.replace(result.id.encode(), b"ID")

@@ -22,7 +22,7 @@ def blocks() -> list[tuple[int, str]]:
 def test_the_blocks_run_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """What they define works: a click is stored, a word is translated."""
     client = fakeredis.FakeRedis()
-    monkeypatch.setattr("redis_batches.app.state.connect", lambda *_: client)
+    monkeypatch.setattr("redis_batches.buffer.stores.connect", lambda *_: client)
     program: dict[str, Any] = {"__name__": "readme"}
 
     for line, source in blocks():

@@ -73,7 +73,7 @@ def test_beat_sweeps_although_one_entry_of_the_registry_is_odd(
     """Every other task of the namespace is swept."""
     server = fakeredis.FakeServer()
     monkeypatch.setattr(
-        "redis_batches.app.state.connect", lambda *_: fakeredis.FakeRedis(server=server)
+        "redis_batches.buffer.stores.connect", lambda *_: fakeredis.FakeRedis(server=server)
     )
     batched_task(app=app, name="sound", flush_every=9, flush_interval=1)(count)
     app.finalize()

@@ -164,25 +164,25 @@ class Store:
             follows: Whether the run has answered this doorbell, and goes on: only while more
                 batches wait than doorbells can be out.
         """
-        token = token or uuid4().hex
+        values: dict[str, Any] = {"rung_ms": rung_ms, "limit_ms": round((limit or 0) * 1000)}
+        flags = {"once": once, "force": force, "counted": counted, "follows": follows}
+        values |= {name: int(flag) for name, flag in flags.items()}
+        return self._claim(group, trigger, token or uuid4().hex, bell=_bell_name(bell), **values)
+
+    def _claim(self, group: str, trigger: Trigger, token: str, **values: Any) -> Lease | Idle:
+        """Claims in as many steps as the script needs."""
         claim = partial(
             self._redis.run,
             "claim",
             group=group,
             token=token,
-            bell=_bell_name(bell),
-            rung_ms=rung_ms,
             flush_every=trigger.flush_every,
             interval_ms=trigger.interval_ms,
             lease_ms=round(self.settings.lease * 1000),
-            limit_ms=round((limit or 0) * 1000),
-            once=int(once),
-            force=int(force),
-            counted=int(counted),
             max_bytes=self.settings.flush_bytes,
-            follows=int(follows),
             step=CLAIM_STEP,
             step_bytes=CLAIM_BYTES,
+            **values,
         )
         requests: tuple[Claimed, ...] = ()
         got, word = 0, "more"

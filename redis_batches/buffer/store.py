@@ -6,9 +6,8 @@ and nonces of its calls, everything else by the token of its run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from hashlib import blake2b
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -23,6 +22,7 @@ from redis_batches.buffer.chunks import (
 from redis_batches.buffer.dead_letters import DeadLetters
 from redis_batches.buffer.index import Index
 from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.reads import Reads, bell_name
 from redis_batches.buffer.replies import (
     read_bells,
     read_found,
@@ -49,7 +49,6 @@ from redis_batches.core.settings import (
     PUT_BACK_DELAY_MS,
     REVOKED_IDS,
     REVOKED_WINDOW_MS,
-    TASK_ID,
     Settings,
 )
 from redis_batches.driver.executor import Client, Clock, Executor, server_time
@@ -58,17 +57,9 @@ from redis_batches.wire.envelope import text
 
 #: Names of each kind that one sweep asks for.
 SWEEP_LIMIT = 500
-_COUNTS = (
-    ("hlen", "items"),
-    ("hlen", "own"),
-    ("zcard", "delayed"),
-    ("zcard", "eta"),
-    ("zcard", "dead"),
-    ("hgetall", "stats"),
-)
 
 
-class Store:
+class Store(Reads):
     """The requests of one task in Redis.
 
     Attributes:
@@ -93,7 +84,7 @@ class Store:
     ) -> None:
         self.task = task
         self.settings = settings
-        self._redis = Executor(client, Keys(settings.namespace, task), clock)
+        super().__init__(Executor(client, Keys(settings.namespace, task), clock))
         self.dead_letters = DeadLetters(self._redis)
         self.index = Index(self._redis)
 
@@ -167,7 +158,7 @@ class Store:
         values: dict[str, Any] = {"rung_ms": rung_ms, "limit_ms": round((limit or 0) * 1000)}
         flags = {"once": once, "force": force, "counted": counted, "follows": follows}
         values |= {name: int(flag) for name, flag in flags.items()}
-        return self._claim(group, trigger, token or uuid4().hex, bell=_bell_name(bell), **values)
+        return self._claim(group, trigger, token or uuid4().hex, bell=bell_name(bell), **values)
 
     def _claim(self, group: str, trigger: Trigger, token: str, **values: Any) -> Lease | Idle:
         """Claims in as many steps as the script needs."""
@@ -304,66 +295,6 @@ class Store:
             signals, route = signals + reply[2], text(reply[3])
         return Bells(group, route, signals, 0)
 
-    def find_token(self, bell: str) -> str | None:
-        """Returns the token of the run that a doorbell started, while it has one."""
-        name = f"bell:{_bell_name(bell)}"
-        found = self._redis.ask("find a run", "hget", "claims", name)
-        return text(found) if found else None
-
-    def last_errors(self, ids: Sequence[str]) -> list[str]:
-        """Returns why each of some requests ran again or was put back, or ""."""
-        found = self._redis.ask("read the last errors", "hmget", "errors", list(ids))
-        return [text(error or b"") for error in found]
-
-    def still_revoked(self, ids: Iterable[str], now_ms: int) -> set[str]:
-        """Returns which ids, or hashes of stamps, were revoked and not forgotten since.
-
-        Args:
-            ids: Any number.
-            now_ms: The server's time.
-        """
-        asked = list(ids)
-        commands = [("zscore", "revoked", name) for name in asked]
-        scores = self._redis.ask_all("look for what was revoked", commands)
-        return {name for name, score in zip(asked, scores, strict=True) if (score or 0) > now_ms}
-
-    def waiting(self, group: str) -> int:
-        """Returns how many requests of a group wait, without the delayed ones."""
-        return int(self._redis.ask("count requests", "llen", "pending", group=group))
-
-    def ledger(self) -> tuple[int, int]:
-        """Returns how many requests are stored, and how many the counters say should be."""
-        stats = self.stats()
-        stored = stats["waiting"] + stats["running"] + stats["dead"]
-        return stored, stats["pushed"] - stats["acked"] - stats["dropped"]
-
-    def groups(self) -> dict[str, str]:
-        """Returns the route of each group, by its id."""
-        found = self._redis.ask("list the groups", "hgetall", "routes")
-        return {text(group): text(route) for group, route in found.items()}
-
-    def stats(self) -> dict[str, int]:
-        """Returns counts of requests by where they are, and counters since the first one.
-
-        Keys: `waiting` (pending and delayed), `running`, `delayed`, `dead` are now; `pushed`,
-        `acked`, `claimed` (batches), `reclaimed` (batches), `dropped`, `revoked`, `put_backs` and
-        `postponed` only grow. What was revoked while it ran counts as revoked, too, although it may
-        have succeeded. The last two count runs that gave a request back without an outcome:
-        `postponed` for a cause outside it, such as a shutdown or an outage.
-        """
-        counts = self._redis.ask_all("count requests", _COUNTS)
-        items, running, delayed, eta, dead, counters = counts
-        counted = {text(name): value for name, value in counters.items()}
-        grown = ("pushed", "acked", "claimed", "reclaimed", "dropped", "revoked")
-        put_back = ("put_backs", "postponed")
-        return {
-            "waiting": items - running - dead,
-            "running": running,
-            "delayed": delayed + eta,
-            "dead": dead,
-            **{name: int(counted.get(name, 0)) for name in (*grown, *put_back)},
-        }
-
     def _lease(
         self,
         trigger: Trigger,
@@ -377,10 +308,3 @@ class Store:
         return Lease(
             self._redis, settings, self.task, trigger, token, fence, bells, requests, asked
         )
-
-
-def _bell_name(bell: str) -> str:
-    """Returns an id of a doorbell as records hold it: a forged one may be of any characters."""
-    if not bell or TASK_ID.fullmatch(bell):
-        return bell
-    return blake2b(bell.encode("utf-8", "replace"), digest_size=16).hexdigest()

@@ -12,7 +12,7 @@ from redis_batches.buffer.index import PAGE
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.model import Found, Idle, Place, Status, Trigger
-from redis_batches.operate.canceller import Canceller
+from redis_batches.operate.revoke import Canceller
 from redis_batches.testing.clock import Clock
 from tests.support import raw, steps
 

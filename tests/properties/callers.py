@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from redis_batches.core.model import Bells, Place, Pushed, Status, Trigger
 from redis_batches.core.settings import DEDUPLICATION_WINDOW_MS
-from redis_batches.operate.canceller import Canceller
 from redis_batches.operate.inspector import Inspector
+from redis_batches.operate.revoke import Canceller
 from tests.properties.workers import Workers
 from tests.properties.world import GROUPS, SECOND, Call, World
 from tests.support.state import ensure

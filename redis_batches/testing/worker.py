@@ -137,7 +137,7 @@ def in_process(
 
     server, rung = FakeServer(), list[Bells]()
     with ExitStack() as patches:
-        connect = patch("redis_batches.app.state.connect", lambda *_: FakeRedis(server=server))
+        connect = patch("redis_batches.buffer.stores.connect", lambda *_: FakeRedis(server=server))
         patches.enter_context(connect)
         backend = "cache+memory://"
         if results is not None:

@@ -15,8 +15,8 @@ from redis_batches.buffer.store import Store
 from redis_batches.calls.result import LateResult
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.model import Place, Trigger
-from redis_batches.runs.batch import TELL_PATIENCE
 from redis_batches.runs.runner import Runner
+from redis_batches.runs.state_writer import PATIENCE
 from redis_batches.wire.stamps import has_stamp, stamp_keys
 
 logger = get_logger(__name__)
@@ -52,7 +52,7 @@ def revoke_stamped(
 
 
 def _canceller(task: BatchTask, store: Store | None) -> Canceller:
-    runner, patience = Runner(task, store), 0.0 if store else TELL_PATIENCE
+    runner, patience = Runner(task, store), 0.0 if store else PATIENCE
 
     def discard(lease: Lease) -> None:
         try:

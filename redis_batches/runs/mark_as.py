@@ -19,8 +19,8 @@ from celery.exceptions import Retry
 
 from redis_batches.app.backends import WATCHED, is_watched, listens_late
 from redis_batches.app.chords import watch_chords
-from redis_batches.runs.batch import Batch, running
-from redis_batches.runs.request import SimpleRequest
+from redis_batches.runs.request import Settler, SimpleRequest
+from redis_batches.runs.running import running
 
 
 def watch_app(app: Any) -> None:
@@ -57,9 +57,9 @@ def _watched(original: Callable[..., Any], settle: Callable[..., Any]) -> Callab
         # Celery itself passes a Context.
         if isinstance(given.get("request"), Context) or task_id not in running:
             return original(task_id, outcome, *args, **kwargs)
-        batch = running[task_id]
-        if (request := batch.find(task_id)) is not None:
-            settle(batch, request, outcome, given)
+        settler = running[task_id]
+        if (request := settler.batch.find(task_id)) is not None:
+            settle(settler, request, outcome, given)
         return None
 
     return mark
@@ -75,19 +75,19 @@ def _without_batch_tasks(original: Callable[..., Any]) -> Callable[..., Any]:
     return on_task_call
 
 
-def _succeed(batch: Batch, request: SimpleRequest, value: Any, given: dict[str, Any]) -> None:
-    batch.succeed(request, value, store=given.get("store_result", True))
+def _succeed(settler: Settler, request: SimpleRequest, value: Any, given: dict[str, Any]) -> None:
+    settler.succeed(request, value, store=given.get("store_result", True))
 
 
-def _fail(batch: Batch, request: SimpleRequest, exc: Any, given: dict[str, Any]) -> None:
-    batch.fail(request, exc)
+def _fail(settler: Settler, request: SimpleRequest, exc: Any, given: dict[str, Any]) -> None:
+    settler.fail(request, exc)
 
 
-def _retry(batch: Batch, request: SimpleRequest, exc: Any, given: dict[str, Any]) -> None:
+def _retry(settler: Settler, request: SimpleRequest, exc: Any, given: dict[str, Any]) -> None:
     if isinstance(exc, Retry):
-        batch.decide(request, exc)
+        settler.decide(request, exc)
     else:
-        batch.retry(request, exc=exc)
+        settler.retry(request, exc=exc)
 
 
 _SETTLERS = {"mark_as_done": _succeed, "mark_as_failure": _fail, "mark_as_retry": _retry}

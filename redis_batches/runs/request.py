@@ -5,18 +5,81 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from celery.app.task import Context
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
+from redis_batches.buffer.lease import Lease
+from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.model import Attempts, Claimed
 from redis_batches.core.printable import printable
+from redis_batches.runs.batch import Batch
 from redis_batches.wire import protocol
 from redis_batches.wire.envelope import Envelope
 
-if TYPE_CHECKING:
-    from redis_batches.runs.batch import Batch
+
+class RunningBatch:
+    """The batch that a request runs in.
+
+    Attributes:
+        token: Names this run of the batch; fresh at each run, "" outside Redis.
+        fence: A number larger than that of every earlier run of the task, for writes that must
+            not be undone by a late run; see Kleppmann, "How to do distributed locking" (2016).
+            0 outside Redis.
+        attempt: The highest attempt of its requests; 1 is the first.
+    """
+
+    def __init__(self, lease: Lease | None, attempt: int) -> None:
+        self._lease = lease
+        self.token = lease.token if lease else ""
+        self.fence = lease.fence if lease else 0
+        self.attempt = attempt
+
+    @property
+    def lost(self) -> bool:
+        """Whether another worker took the batch over: whatever this run does is in vain."""
+        return self._lease is not None and self._lease.lost
+
+
+class Settler(Protocol):
+    """Settles the requests of a batch that runs; see `redis_batches.runs.reporter.Reporter`."""
+
+    task: BatchTask
+    lease: Lease | None
+    batch: Batch[SimpleRequest]
+
+    @property
+    def token(self) -> str:
+        """Names the run; "" outside Redis."""
+
+    def succeed(self, request: SimpleRequest, value: Any, *, store: bool = True) -> None:
+        """Settles a request with a result."""
+
+    def fail(self, request: SimpleRequest, exc: object) -> None:
+        """Settles a request with an exception."""
+
+    def decide(self, request: SimpleRequest, exc: Any) -> bool:
+        """Does for a request what Celery does for a task that raises an exception."""
+
+    def retry(
+        self,
+        request: SimpleRequest,
+        *,
+        exc: BaseException | None = None,
+        options: Mapping[str, Any] | None = None,
+        **when: Any,
+    ) -> bool:
+        """Lets a request run again later."""
+
+    def replace(self, request: SimpleRequest, sig: Any) -> None:
+        """Calls something else in the place of a request."""
+
+    def add_to_chord(self, request: SimpleRequest, sig: Any, lazy: bool) -> Any:
+        """Adds a call to the chord that a request is a part of."""
+
+    def requeued(self, task_id: str) -> None:
+        """Notes that the function called the task again with the id of one of its requests."""
 
 
 class SimpleRequest:
@@ -41,7 +104,8 @@ class SimpleRequest:
     chord: Any = None
     attempt: int = 1
     attempts = Attempts()
-    batch: Batch | None = None
+    batch: RunningBatch | None = None
+    settler: Settler | None = None
     embed: Mapping[str, Any] | None = None
     _since_ms: int | None = None
     _derive: tuple[str, Envelope, Mapping[str, Any], bool] | None = None
@@ -211,7 +275,7 @@ class SimpleRequest:
 
         Raises:
             OptionError: `countdown` or `eta` is no time, or another option has no meaning for a
-                retry; nothing was told, and it has no outcome.
+                retry; nothing was reported, and it has no outcome.
         """
         self._settler().retry(
             self, countdown=countdown, eta=eta, exc=exc, max_retries=max_retries, options=options
@@ -242,10 +306,18 @@ class SimpleRequest:
         """
         return self._settler().add_to_chord(self, sig, lazy)
 
-    def _settler(self) -> Batch:
-        if self.batch is not None:
-            return self.batch
-        if "batch" in self.__dict__:
+    def attach(self, batch: RunningBatch, settler: Settler) -> None:
+        """Lets the call know the batch that it runs in, and who settles it."""
+        self.batch, self.settler = batch, settler
+
+    def detach(self) -> None:
+        """Lets the call know that its batch has ended."""
+        self.batch = self.settler = None
+
+    def _settler(self) -> Settler:
+        if self.settler is not None:
+            return self.settler
+        if "settler" in self.__dict__:
             raise RuntimeError(
                 f"the batch of request {self.id} has ended: settle requests before the batch "
                 "function returns"
@@ -261,6 +333,7 @@ class SimpleRequest:
         state = {**self.__dict__, **{name: getattr(self, name) for name in derived}}
         state["_derive"] = None
         state.pop("batch", None)
+        state.pop("settler", None)
         state.pop("context", None)
         return state
 

@@ -1,40 +1,34 @@
 """Stores the states of calls together, and only while their run holds its lease.
 
-Celery's own code decides what is stored: its `store_result` runs for each call, on a twin of the
-backend whose client answers from what one MGET found, and only notes what it shall write. Then one
+Celery's own code decides what is stored; see `redis_batches.runs.recording_backend`. Then one
 script writes all of it. What runs for the first time has no state as a rule, so none is read then.
 
-A run may be paused between any two of its steps, and another one may tell its calls meanwhile. So
-the script writes only over what was read, and the lease is confirmed in between: either it was
-lost, or nobody else has told anything since, or the script refuses (unless what was told is
+A run may be paused between any two of its steps, and another one may report its calls meanwhile.
+So the script writes only over what was read, and the lease is confirmed in between: either it was
+lost, or nobody else has stored anything since, or the script refuses (unless what was stored is
 forgotten again by then). Other backends than Redis have no such guard: there a state is stored
 right after the lease was confirmed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from functools import cache
 from logging import getLogger
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from celery.backends.redis import RedisBackend
-from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
 
 from redis_batches.driver.guest import GuestScript, ScriptsRefused
+from redis_batches.runs.recording_backend import RecordingClient, recording
 
 logger = getLogger(__name__)
-
-_T = TypeVar("_T")
 
 #: Calls whose states are read and stored together, and bytes after which no more join them.
 CHUNK = 500
 CHUNK_BYTES = 4_000_000
-#: How often a state is read and found to be another one when it is stored.
-TRIES = 10
 #: Seconds after which a server that refuses scripts is asked again, and the attribute of a backend
 #: that says when.
 REFUSAL = 60.0
@@ -50,10 +44,22 @@ def can_gather(backend: Any) -> bool:
 
 
 class Confirm(Protocol):
-    """Raises LeaseLost if a run may tell nothing any more."""
+    """Raises LeaseLost if a run may report nothing any more."""
 
     def __call__(self, *, anew: bool = False) -> None:
         """Asks Redis only if it was not asked a moment ago, or if it is to ask `anew`."""
+
+
+class Guard(NamedTuple):
+    """What one try of storing states must heed.
+
+    Attributes:
+        confirm: Raises LeaseLost if the run may report nothing any more.
+        first: Whether no other try found that somebody else had stored one of them.
+    """
+
+    confirm: Confirm
+    first: bool = True
 
 
 class Changed(Exception):
@@ -68,53 +74,12 @@ def states_of(
     Args:
         backend: A result backend.
         ids: The calls, at most `CHUNK`.
-        confirm: Raises LeaseLost if their run may tell nothing any more.
+        confirm: Raises LeaseLost if their run may report nothing any more.
         unread: Whether to assume that none has a state yet.
     """
     if can_gather(backend):
         return Gathering(backend, ids, confirm, unread=unread)
     return OneByOne(backend, confirm)
-
-
-def store(
-    backend: Any,
-    task_id: str,
-    result: Any,
-    state: str,
-    confirm: Confirm | None,
-    *,
-    unread: bool,
-    **more: Any,
-) -> None:
-    """Stores one state, as `Backend.store_result` does, unless the lease was lost."""
-
-    def try_to(first: bool) -> None:
-        found = states_of(backend, [task_id], confirm, unread=unread and first)
-        found.note(task_id, result, state, **more)
-        found.send()
-
-    again(try_to, confirm)
-
-
-def again(tell: Callable[[bool], _T], confirm: Confirm | None = None) -> _T:
-    """Tells until nobody else told one of the calls between reading and storing its state.
-
-    Args:
-        tell: Is told whether this is its first try.
-        confirm: Is asked before each other try: whoever told it may be a newer run.
-
-    Raises:
-        OperationalError: It never was what was read a moment before.
-    """
-    for number in range(TRIES):
-        if number and confirm is not None:
-            confirm(anew=True)
-        with suppress(Changed):
-            return tell(number == 0)
-    raise OperationalError(
-        "the state of a call is never what was read a moment before: "
-        "does the result backend read from a replica?"
-    )
 
 
 class OneByOne:
@@ -144,7 +109,7 @@ class Gathering:
     Args:
         backend: A result backend that `can_gather`.
         ids: The calls whose states may be read or stored, at most `CHUNK`.
-        confirm: Raises LeaseLost if their run may tell nothing any more.
+        confirm: Raises LeaseLost if their run may report nothing any more.
         unread: Whether to assume that none has a state yet.
     """
 
@@ -159,12 +124,12 @@ class Gathering:
         keys = [] if unread else [backend.get_key_for_task(task_id) for task_id in ids]
         read = backend.mget(keys) if keys else []
         self._backend, self._confirm = backend, confirm
-        self._client = _Client(dict(zip(keys, read, strict=True)))
-        self._twin = _twin(backend, self._client)
+        self._client = RecordingClient(dict(zip(keys, read, strict=True)))
+        self._twin = recording(backend, self._client)
 
     @property
     def is_full(self) -> bool:
-        """Whether what is noted shall go out before more is."""
+        """Whether what is noted has to go out before more is."""
         return self._client.size > CHUNK_BYTES
 
     def meta(self, task_id: str) -> dict[str, Any]:
@@ -183,11 +148,11 @@ class Gathering:
     def send(self) -> None:
         """Stores what was noted, all of it or nothing.
 
-        A server that refuses scripts is told one by one for a while.
+        A server that refuses scripts gets them one by one for a while.
 
         Raises:
             Changed: One of the states is another one by now; or the server refuses scripts.
-            LeaseLost: The run may tell nothing any more.
+            LeaseLost: The run may report nothing any more.
         """
         if self._confirm is not None:
             self._confirm()
@@ -215,80 +180,3 @@ class Gathering:
 @cache
 def _script() -> GuestScript:
     return GuestScript.load("results/store.lua")
-
-
-class _Client:
-    """Stands in for the backend's Redis client: knows what was read, notes what is written."""
-
-    def __init__(self, read: dict[Any, Any]) -> None:
-        self._read = read
-        self.noted: dict[Any, tuple[int, Any]] = {}
-        self.size = 0
-
-    def get(self, key: Any) -> Any:
-        return self._read.get(key)
-
-    def pipeline(self) -> _Pipe:
-        return _Pipe(self)
-
-
-class _Pipe:
-    """The commands with which the backend stores one state."""
-
-    def __init__(self, client: _Client) -> None:
-        self._client = client
-
-    def __enter__(self) -> _Pipe:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def set(self, key: Any, value: Any) -> None:
-        self.setex(key, 0, value)
-
-    def setex(self, key: Any, expires: int, value: Any) -> None:
-        self._client.noted[key] = expires, value
-        self._client.size += len(value)
-
-    def publish(self, channel: Any, message: Any) -> None:
-        """The script does it: the channel is the key, the message its value."""
-
-    def execute(self) -> None:
-        pass
-
-
-class _Conf:
-    """Stands in for the app's settings: each question of the backend is answered once."""
-
-    def __init__(self, conf: Any) -> None:
-        self._conf = conf
-        self.find_value_for_key = cache(conf.find_value_for_key)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._conf, name)
-
-
-class _App:
-    """Stands in for the app: the calls of a batch are done at one moment."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-        self.conf = _Conf(app.conf)
-        self.now = cache(app.now)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._app, name)
-
-
-def _at_once(write: Any, args: Any, **_: Any) -> Any:
-    return write(*args)
-
-
-def _twin(backend: Any, client: _Client) -> Any:
-    # Not `copy.copy`: a backend copies itself by making a new one, with connections of its own.
-    twin = object.__new__(type(backend))
-    twin.__dict__.update(backend.__dict__)
-    # A note is taken at once; only what goes out is tried again.
-    twin.__dict__.update(client=client, app=_App(backend.app), ensure=_at_once)
-    return twin

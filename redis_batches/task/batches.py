@@ -24,10 +24,11 @@ from redis_batches.core.settings import check_name, check_task_id, make_trigger
 from redis_batches.operate.flush import flush
 from redis_batches.operate.inspector import Inspector
 from redis_batches.operate.revoke import BatchResult
-from redis_batches.runs.batch import Batch, running
+from redis_batches.runs.alone import run_alone
 from redis_batches.runs.mark_as import watch_app
-from redis_batches.runs.request import SimpleRequest
+from redis_batches.runs.request import Settler, SimpleRequest
 from redis_batches.runs.runner import RUNNING, Runner
+from redis_batches.runs.running import running
 from redis_batches.task.autoretry import autoretry_plan
 from redis_batches.task.checks import (
     check_function,
@@ -216,8 +217,8 @@ class Batches(Task):  # type: ignore[type-arg]
             OptionError: `countdown` or `eta` is no time; nothing was retried.
             TypeError: Inside a batch: `args` or `kwargs` were given.
         """
-        batch: Batch | None = getattr(self.request, RUNNING, None)
-        if batch is None:
+        run: Settler | None = getattr(self.request, RUNNING, None)
+        if run is None:
             if exc is not None and read_marker(self.request) is not None:
                 # Celery's autoretry, of a doorbell that claimed nothing: it is nobody's call.
                 raise exc
@@ -227,9 +228,9 @@ class Batches(Task):  # type: ignore[type-arg]
                 "inside a batch retry() takes no args and kwargs: each request keeps its own; to "
                 "change them, call the task again with task_id=request.id"
             )
-        again = partial(batch.retry, countdown=countdown, eta=eta, exc=exc, max_retries=max_retries)
+        again = partial(run.retry, countdown=countdown, eta=eta, exc=exc, max_retries=max_retries)
         verb = Verb.RETRY_BATCH
-        kept = [again(request, verb=verb, options=options) for request in batch.undecided]
+        kept = [again(request, verb=verb, options=options) for request in run.batch.undecided]
         if throw and not any(kept) and exc is not None:
             raise exc
         when: Any = eta or countdown
@@ -271,13 +272,13 @@ class Batches(Task):  # type: ignore[type-arg]
         Raises:
             TypeError: A batch runs, and `task_id` does not say which of its requests is meant.
         """
-        batch: Batch | None = getattr(self.request, RUNNING, None)
-        if batch is None:
+        run: Settler | None = getattr(self.request, RUNNING, None)
+        if run is None:
             super().update_state(task_id, state, meta, **options)
             return
         if task_id is None:
             raise TypeError("inside a batch update_state() needs the task_id of a request")
-        request = batch.find(task_id)
+        request = run.batch.find(task_id)
         context = None if request is None else request.context
         backend: Any = self.backend
         backend.store_result(task_id, meta, state, request=context, **options)
@@ -291,10 +292,10 @@ class Batches(Task):  # type: ignore[type-arg]
         """
         return autoretry_plan(self, exc, retries)
 
-    def running_batch(self, task_id: str) -> Batch | None:
-        """Returns the batch of this task that runs in this process and holds an id."""
-        batch = running.get(task_id)
-        return batch if batch is not None and batch.task.name == self.name else None
+    def running_batch(self, task_id: str) -> Settler | None:
+        """Returns who settles the batch of this task that runs in this process and holds an id."""
+        found = running.get(task_id)
+        return found if found is not None and found.task.name == self.name else None
 
     @property
     def trigger(self) -> Trigger:
@@ -318,4 +319,4 @@ class Batches(Task):  # type: ignore[type-arg]
         only = args[0] if len(args) == 1 and not kwargs else None
         if isinstance(only, list) and only and all(isinstance(r, SimpleRequest) for r in only):
             return self.function(only)
-        return Runner(self).run_alone(args, kwargs)
+        return run_alone(self, args, kwargs)

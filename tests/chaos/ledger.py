@@ -180,7 +180,7 @@ class Recorded:
         self._who = {"token": batch.token, "pid": os.getpid()}
         now = time.time()
         self._what = {
-            "task": batch.task.name.rpartition(".")[2],
+            "task": requests[0].settler.task.name.rpartition(".")[2],
             "fence": batch.fence,
             "at": now,
             "calls": [request.kwargs.get("call") or request.args[0] for request in requests],

@@ -83,7 +83,7 @@ def test_results_are_told_when_the_backend_is_back(
     backend_server.kill()
     (go := cluster.folder / "go").touch()
     worker = cluster.started[0]
-    worker.wait_for("cannot tell an outcome")
+    worker.wait_for("cannot report an outcome")
     backend_server.start()
 
     wait_until(lambda: apart.wait_for_go.stats()["acked"] == 5, description="each was acked")

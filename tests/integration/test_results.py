@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -18,9 +19,12 @@ from redis_batches import LeaseLost, SimpleRequest, batched_task
 from redis_batches.buffer.lease import Lease
 from redis_batches.core.model import Attempts, Bells, Claimed, Trigger
 from redis_batches.driver.guest import GuestScript
-from redis_batches.runs import report
-from redis_batches.runs.batch import Batch
-from redis_batches.runs.states import REFUSAL, again, can_gather
+from redis_batches.runs import earlier, report
+from redis_batches.runs.decide import Ending
+from redis_batches.runs.report_all import report_all
+from redis_batches.runs.reporter import Reporter
+from redis_batches.runs.state_writer import StateWriter
+from redis_batches.runs.states import REFUSAL, Guard, can_gather
 from redis_batches.testing.server import EmbeddedServer
 from redis_batches.wire.envelope import Envelope
 from tests.support.proxy import LossyProxy
@@ -138,8 +142,18 @@ def hold(*, anew: bool = False) -> None:
     """Confirms a lease that nobody takes away."""
 
 
-def tell_by_celery(task: Any, outcomes: Outcomes) -> None:
-    """Tells outcomes as Celery does, one by one."""
+GUARD = Guard(hold)
+
+
+def write(task: Any, step: Callable[[Guard], object], confirm: Any = hold) -> None:
+    """Does a step of reporting as a run does it, that is not patient."""
+    writer: Any = StateWriter(task, Held(), patience=0)
+    writer.confirm = confirm
+    writer.write(step)
+
+
+def report_by_celery(task: Any, outcomes: Outcomes) -> None:
+    """Reports outcomes as Celery does, one by one."""
     for request, value in outcomes:
         if isinstance(value, Exception):
             text = report.traceback_of(value)
@@ -148,18 +162,18 @@ def tell_by_celery(task: Any, outcomes: Outcomes) -> None:
             task.backend.mark_as_done(request.id, value, request.context)
 
 
-def tell_one_by_one(task: Any, outcomes: Outcomes) -> None:
-    """Tells outcomes as a function does that settles each request by itself."""
+def report_one_by_one(task: Any, outcomes: Outcomes) -> None:
+    """Reports outcomes as a function does that settles each request by itself."""
     for request, value in outcomes:
         if isinstance(value, Exception):
-            report.tell_failure(task, request, value, hold)
+            report.failure(task, request, value, GUARD)
         else:
-            report.tell_success(task, request, value, hold, store=True)
+            report.success(task, request, value, GUARD, store=True)
 
 
-def tell_together(task: Any, outcomes: Outcomes, confirm: Callable[[], object]) -> None:
-    """Tells outcomes as a batch does when its function returns."""
-    again(lambda first: report.tell_together(task, outcomes, confirm, first, store=True))
+def report_together(task: Any, outcomes: Outcomes, confirm: Callable[[], object]) -> None:
+    """Reports outcomes as a batch does when its function returns."""
+    write(task, partial(report.together, task, outcomes, store=True), confirm)
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: next(iter(c), "default"))
@@ -173,11 +187,11 @@ def test_what_is_stored_is_what_celery_stores(stored: Stored) -> None:
             for column, headers in enumerate(HEADERS)
         ]
 
-    tell_by_celery(stored.task, outcomes())
+    report_by_celery(stored.task, outcomes())
     expected = stored.take()
-    tell_one_by_one(stored.task, outcomes())
+    report_one_by_one(stored.task, outcomes())
     assert stored.take() == expected
-    told = report.tell_together(stored.task, outcomes(), hold, store=True)
+    told = report.together(stored.task, outcomes(), GUARD, store=True)
 
     assert stored.take() == expected
     assert [request.id for request in told] == [request.id for request, _ in outcomes()]
@@ -187,10 +201,10 @@ def test_what_is_stored_is_what_celery_stores(stored: Stored) -> None:
 def test_it_takes_one_round_trip(stored: Stored) -> None:
     """The first run of a call assumes that it has no state; a later one reads it first."""
     outcomes = [(stored.request(str(number), {}), number) for number in range(100)]
-    report.tell_together(stored.task, outcomes, hold, store=True)
+    report.together(stored.task, outcomes, GUARD, store=True)
     stored.take()
 
-    report.tell_together(stored.task, outcomes, hold, store=True)
+    report.together(stored.task, outcomes, GUARD, store=True)
 
     # The script has an MGET of its own.
     assert stored.calls_of("evalsha", "mget", "setex", "publish", "get") == [1, 1, 100, 100, 0]
@@ -198,7 +212,7 @@ def test_it_takes_one_round_trip(stored: Stored) -> None:
         request.attempt = 2
     stored.take()
 
-    report.tell_together(stored.task, outcomes, hold, store=True)
+    report.together(stored.task, outcomes, GUARD, store=True)
 
     assert stored.calls_of("evalsha", "mget", "setex", "publish", "get") == [1, 2, 100, 100, 0]
 
@@ -206,16 +220,16 @@ def test_it_takes_one_round_trip(stored: Stored) -> None:
 def test_a_request_that_settles_itself_takes_one_round_trip(stored: Stored) -> None:
     """At its first run; with `track_started` it has a state already."""
     request = stored.request("a", {})
-    report.tell_success(stored.task, request, 7, hold, store=True)
+    report.success(stored.task, request, 7, GUARD, store=True)
     stored.take()
 
-    report.tell_success(stored.task, request, 7, hold, store=True)
+    report.success(stored.task, request, 7, GUARD, store=True)
 
     assert stored.calls_of("evalsha", "mget") == [1, 1]
     stored.task.track_started = True
     stored.take()
 
-    report.tell_success(stored.task, request, 7, hold, store=True)
+    report.success(stored.task, request, 7, GUARD, store=True)
 
     assert stored.calls_of("evalsha", "mget") == [1, 2]
 
@@ -228,7 +242,7 @@ def test_a_stored_success_stays(stored: Stored) -> None:
         stored.task.backend.store_result(task_id, value, state)
     late = [(stored.request(task_id, {}), "new") for task_id, _ in old]
 
-    tell_together(stored.task, late, hold)
+    report_together(stored.task, late, hold)
 
     results = [stored.task.AsyncResult(task_id).result for task_id, _ in old]
     assert results == ["old", "new", "new"]
@@ -242,7 +256,7 @@ def test_what_cannot_be_stored_is_left_to_be_told_alone(stored: Stored) -> None:
         (stored.request("too", {}), 2),
     ]
 
-    told = report.tell_together(stored.task, outcomes, hold, store=True)
+    told = report.together(stored.task, outcomes, GUARD, store=True)
 
     assert [request.id for request in told] == ["good", "too"]
     assert len(stored.take()[0]) == 2
@@ -254,11 +268,11 @@ def test_large_results_go_out_in_parts(stored: Stored, monkeypatch: pytest.Monke
     outcomes = [(stored.request(str(number), {}), "x" * 10_000) for number in range(6)]
     stored.take()
 
-    batch = Batch(stored.task, [request for request, _ in outcomes], Held())
-    batch.finish({request.id: value for request, value in outcomes})
+    reporter = held(stored.task, [request for request, _ in outcomes])
+    report_all(reporter, Ending(outcomes))
 
     assert stored.calls_of("evalsha", "setex") == [3, 6]
-    assert batch.undecided == []
+    assert reporter.batch.undecided == []
 
 
 class Held(Lease):
@@ -272,6 +286,13 @@ class Held(Lease):
     def extend(self, through: Any = None) -> bool:
         """Says that it is kept."""
         return True
+
+
+def held(task: Any, requests: list[SimpleRequest]) -> Reporter:
+    """Returns who settles some requests, under a lease that nobody takes away."""
+    reporter = Reporter(task, Held())
+    reporter.batch.add(requests)
+    return reporter
 
 
 class Paused:
@@ -298,17 +319,17 @@ def test_a_run_that_was_paused_while_it_told_changes_nothing(
 ) -> None:
     """Else a caller whose call is done would read that it is to be retried, for ever."""
     task, request = stored.task, stored.request("a", {})
-    tells: list[Callable[[Any], object]] = [
-        lambda confirm: report.tell_retry(task, request, Retry(exc=raised("late")), confirm),
-        lambda confirm: report.tell_failure(task, request, raised("late"), confirm),
-        lambda confirm: report.tell_success(task, request, "late", confirm, store=True),
-        lambda confirm: report.tell_started(task, [request], confirm),
-        lambda confirm: tell_together(task, [(request, "late")], confirm),
+    steps: list[Callable[[Guard], object]] = [
+        partial(report.retry, task, request, Retry(exc=raised("late"))),
+        partial(report.failure, task, request, raised("late")),
+        partial(report.success, task, request, "late", store=True),
+        partial(report.started, task, [request]),
+        partial(report.together, task, [(request, "late")], store=True),
     ]
     task.track_started = True
-    for tell in tells:
+    for step in steps:
         with pytest.raises(LeaseLost):
-            tell(Paused(stored, result, state))
+            write(task, step, Paused(stored, result, state))
 
         told = task.AsyncResult("a")
         assert (told.state, repr(told.result)) == (state, repr(result))
@@ -322,13 +343,13 @@ def test_a_reply_that_is_lost_is_no_outcome(cluster_server: EmbeddedServer, half
     stored = Stored(f"redis://127.0.0.1:{proxy.port}/5", {})
     stored.client.flushdb()
     requests = [stored.request(task_id, {}) for task_id in ("warm", "a", "b")]
-    batch = Batch(stored.task, requests, Held())
-    batch.succeed(requests[0], 6)
+    reporter = held(stored.task, requests)
+    reporter.succeed(requests[0], 6)
 
     proxy.half, proxy.eat = half, 1
-    batch.succeed(requests[1], 7)
+    reporter.succeed(requests[1], 7)
     proxy.eat = 1
-    batch.finish({"b": 8})
+    report_all(reporter, Ending([(requests[2], 8)]))
 
     assert [stored.task.AsyncResult(task_id).result for task_id in "ab"] == [7, 8]
     assert proxy.eaten == 2
@@ -347,10 +368,10 @@ def test_a_server_that_refuses_scripts_is_told_one_by_one(
     url = stored.task.app.conf.result_backend.replace("redis://", "redis://plain:@")
     plain = Stored(url, {})
     requests = [plain.request(task_id, {}) for task_id in "abc"]
-    batch = Batch(plain.task, requests, Held())
+    reporter = held(plain.task, requests)
 
-    batch.succeed(requests[0], 7)
-    batch.finish({"b": 8, "c": 9})
+    reporter.succeed(requests[0], 7)
+    report_all(reporter, Ending([(requests[1], 8), (requests[2], 9)]))
 
     assert [plain.task.AsyncResult(task_id).result for task_id in "abc"] == [7, 8, 9]
     assert caplog.text.count("allow it EVALSHA") == 1
@@ -366,7 +387,8 @@ def test_a_server_that_cannot_run_scripts_is_asked_again_later(
     monkeypatch.setattr(
         "redis_batches.runs.states._script", lambda: GuestScript("return redis.call('NO')")
     )
-    report.tell_success(stored.task, stored.request("a", {}), 7, hold, store=True)
+    request = stored.request("a", {})
+    write(stored.task, partial(report.success, stored.task, request, 7, store=True))
     assert (stored.task.AsyncResult("a").result, can_gather(backend)) == (7, False)
 
     monkeypatch.setattr("redis_batches.runs.states.monotonic", lambda: monotonic() + REFUSAL)
@@ -382,8 +404,10 @@ def test_a_state_that_is_never_what_was_read_is_told_later(
         "redis_batches.runs.states._script", lambda: GuestScript("return {'changed'}")
     )
 
+    request = stored.request("a", {})
+
     with pytest.raises(OperationalError, match="replica"):
-        report.tell_success(stored.task, stored.request("a", {}), 7, hold, store=True)
+        write(stored.task, partial(report.success, stored.task, request, 7, store=True))
 
 
 def test_an_earlier_runs_states_are_read_together(stored: Stored) -> None:
@@ -393,7 +417,7 @@ def test_an_earlier_runs_states_are_read_together(stored: Stored) -> None:
     stored.client.config_resetstat()
     requests = [stored.request(task_id, {}) for task_id in ("done", "retried", "unknown")]
 
-    found = report.settled(stored.task, requests)
+    found = earlier.settled(stored.task, requests)
 
     assert [request.id for request, _ in found] == ["done"]
     assert stored.calls_of("mget", "get") == [1, 0]
@@ -408,7 +432,7 @@ def test_track_started_is_told_together(stored: Stored) -> None:
         stored.task.backend.store_result(request.id, meta, states.STARTED, request=request.context)
     expected = stored.take()
 
-    report.tell_started(stored.task, requests, hold)
+    report.started(stored.task, requests, GUARD)
 
     assert stored.calls_of("evalsha") == [1]
     assert stored.take() == expected
@@ -424,6 +448,6 @@ def test_a_backend_of_another_class_is_told_one_by_one(
 
     monkeypatch.setattr(stored.task.backend, "__class__", Own)
 
-    told = report.tell_together(stored.task, [(stored.request("a", {}), 1)], hold, store=True)
+    told = report.together(stored.task, [(stored.request("a", {}), 1)], GUARD, store=True)
 
     assert (told, stored.take()[0]) == ([], {})

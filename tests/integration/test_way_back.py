@@ -92,7 +92,7 @@ def test_a_backend_that_refuses_for_a_moment_fails_no_call(
 
     with redis.Redis.from_url(backend_server.url) as client, failure(client):
         let_end(cluster)
-        worker.wait_for("cannot tell an outcome")
+        worker.wait_for("cannot report an outcome")
 
     assert [call.get(timeout=30) for call in calls] == list(range(apart.BATCH))
     assert [len(run["ids"]) for run in ledger()] == [apart.BATCH, 1]

@@ -33,15 +33,24 @@ GRACE = 20
 #: Arguments of pytest.
 Tests: TypeAlias = tuple[str, ...]
 
+_WAY_BACK = [
+    "tests/unit/test_batch.py",
+    "tests/unit/test_decide.py",
+    "tests/unit/test_reporter.py",
+    "tests/unit/test_state_writer.py",
+    "tests/unit/test_endings.py",
+    "tests/unit/test_runner.py",
+    "tests/properties/test_untold.py",
+    "tests/properties/test_odd_requests.py",
+    "tests/integration/test_results.py",
+]
 #: The tests that are about a module of the package; those about a script have its name.
 _NEAREST = {
+    **dict.fromkeys(("reporter", "report", "report_all", "canvas", "earlier"), _WAY_BACK),
+    **dict.fromkeys(("batch", "decide", "decode", "drop", "give_back", "running"), _WAY_BACK),
+    "state_writer": _WAY_BACK,
     "incoming": ["tests/integration/test_incoming.py"],
     "incoming_call": ["tests/integration/test_incoming.py"],
-    "batch": [
-        "tests/unit/test_endings.py",
-        "tests/unit/test_runner.py",
-        "tests/properties/test_untold.py",
-    ],
     "stamps": ["tests/lua/test_cancel.py", "tests/unit/test_revoke.py"],
     "canceller": ["tests/lua/test_cancel.py", "tests/unit/test_revoke.py"],
     "envelope": ["tests/unit/test_codec.py"],
@@ -57,12 +66,6 @@ _NEAREST = {
         "tests/integration/test_topologies.py",
     ],
     "chords": ["tests/unit/test_endings.py", "tests/integration/test_way_back.py"],
-    "report": [
-        "tests/unit/test_endings.py",
-        "tests/unit/test_runner.py",
-        "tests/properties/test_odd_requests.py",
-        "tests/integration/test_results.py",
-    ],
     "doorbell": ["tests/unit/test_doorbell.py"],
     "endings": ["tests/unit/test_endings.py"],
     "heartbeat": ["tests/unit/test_heartbeat.py"],

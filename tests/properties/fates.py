@@ -227,7 +227,7 @@ def draw(rng: random.Random) -> list[str]:
 
 def settle(call: Call, request: SimpleRequest, fate: str, rng: random.Random) -> bool:
     """Does what a fate says to one request before the function ends; says if it did anything."""
-    backend = request.batch.task.backend if request.batch else None
+    backend = request.settler.task.backend if request.settler else None
     name, _, kind = fate.partition(" ")
     odd = {"unlike": Unlike(needed=1), "rude": Rude(), "covered": Wrong("one")}
     exc = odd.get(kind, ValueError("one"))

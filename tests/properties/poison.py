@@ -141,9 +141,9 @@ def bench(function: Any, flush_every: int, **options: Any) -> Iterator[Bench]:
     """Makes a task whose process may die at any line of its function."""
     break_off = Runner._break_off
 
-    def unless_dead(self: Runner, batch: Any, exc: BaseException) -> None:
+    def unless_dead(self: Runner, reporter: Any, lease: Any, exc: BaseException) -> None:
         if not isinstance(exc, Killed):
-            break_off(self, batch, exc)
+            break_off(self, reporter, lease, exc)
 
     with pytest.MonkeyPatch.context() as patch, in_process(function, flush_every, **options) as h:
         patch.setattr(Runner, "_break_off", unless_dead)

@@ -43,7 +43,7 @@ from redis_batches.core.errors import BatchesError
 from redis_batches.core.model import Bells
 from redis_batches.core.settings import Settings
 from redis_batches.driver.scripts import folder, load_scripts
-from redis_batches.runs.batch import running
+from redis_batches.runs.running import running
 from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.properties import fates, outages
 from tests.properties.fates import MAX_RETRIES, OWN_FAILURE, Call, Wrong
@@ -641,7 +641,7 @@ def _is_outside(exc: BaseException) -> bool:
 
 
 def _is_decided(call: Call, handed: list[SimpleRequest]) -> bool:
-    return not any(r.id == call.id and r.batch and r.batch.find(r.id) for r in handed)
+    return not any(r.id == call.id and r.settler and r.settler.batch.find(r.id) for r in handed)
 
 
 def _shown(value: object) -> str:

@@ -63,7 +63,7 @@ class Lifecycle(RuleBasedStateMachine):
         assert {request.id for request in requests} <= self.open.keys(), "a settled one runs"
         for request in requests:
             self.decide(request, request.args[0])
-        rest = [request for request in requests if request.batch.find(request.id)]
+        rest = [request for request in requests if request.settler.batch.find(request.id)]
         raises = any(request.args[0] == "raise" for request in rest)
         for request in rest:
             if not raises:

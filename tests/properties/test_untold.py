@@ -17,8 +17,8 @@ from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import LeaseLost, StoreError
 from redis_batches.core.model import Bells
-from redis_batches.runs import report
-from redis_batches.runs.batch import Batch
+from redis_batches.runs import canvas, report
+from redis_batches.runs.reporter import Reporter
 from redis_batches.runs.runner import Runner
 from redis_batches.testing.worker import InProcess, in_process
 from redis_batches.wire.envelope import text
@@ -75,7 +75,7 @@ def backend_down(
     here: InProcess, results: fakeredis.FakeServer | None, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], None]:
     """Takes the result backend down, for longer than anybody tells again."""
-    monkeypatch.setattr("redis_batches.runs.batch.TELL_PATIENCE", 0.0)
+    monkeypatch.setattr("redis_batches.runs.state_writer.PATIENCE", 0.0)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise ConnectionRefusedError("the result backend is down")
@@ -138,9 +138,9 @@ def test_a_time_limit_fails_only_what_was_not_told(monkeypatch: pytest.MonkeyPat
         store = here.task.inspector._store
         (group,) = store.groups()
         lease = store.claim(group, here.task.trigger, force=True)
-        batch = Batch(here.task, [], lease)
-        Runner(here.task)._open(batch)
-        batch.succeed(batch.requests[0], 1)
+        reporter = Reporter(here.task, lease)
+        Runner(here.task)._decode(reporter, lease)
+        reporter.succeed(reporter.batch.requests[0], 1)
         failed: list[str] = []
         mark = here.task.backend.mark_as_failure
         monkeypatch.setattr(
@@ -183,7 +183,8 @@ def test_results_told_together_are_told_again_until_the_backend_is_back(
     results = fakeredis.FakeServer()
     pauses = iter([False, False, True])
     monkeypatch.setattr(
-        "redis_batches.runs.batch.sleep", lambda _: setattr(results, "connected", next(pauses))
+        "redis_batches.runs.state_writer.sleep",
+        lambda _: setattr(results, "connected", next(pauses)),
     )
     ran: list[int] = []
 
@@ -238,7 +239,7 @@ def test_a_lease_that_is_lost_tells_nothing() -> None:
     """Together as one by one: another run tells the outcomes."""
 
     def function(requests: list[SimpleRequest]) -> list[int]:
-        requests[0].batch.lease.lost = True
+        requests[0].settler.lease.lost = True
         return [7] * len(requests)
 
     with in_process(function, CALLS, results=fakeredis.FakeServer()) as here:
@@ -322,7 +323,7 @@ def test_a_step_that_runs_twice_sends_the_next_one_once() -> None:
     with in_process(returns_more, 1, results=fakeredis.FakeServer()) as here:
         last = chain(here.task.s(1), here.task.s()).apply_async()
         (group,) = here.task.inspector._store.groups()
-        answer_and_die(here, report, "tell_success")
+        answer_and_die(here, report, "success")
         assert here.task.stats()["waiting"] == 1
         answer_until_acked(here, group, 2)
 
@@ -342,13 +343,13 @@ def test_a_lease_that_ends_while_the_next_step_is_sent_tells_nothing() -> None:
         store = here.task.inspector._store
 
         def go_on(task: Any, request: SimpleRequest, value: Any) -> None:
-            lease = request.batch.lease
+            lease = request.settler.lease
             store.reclaim(lease.token, lease.group, here.task.trigger, seen_dead=True)
             lease.extend()
 
         first = here.task.apply_async((1,), chain=[here.task.s()])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(report, "go_on", go_on)
+            patch.setattr(canvas, "go_on", go_on)
             with pytest.raises(LeaseLost):
                 here.answer()
 

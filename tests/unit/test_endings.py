@@ -35,7 +35,7 @@ from redis_batches.core.errors import (
     StoreError,
 )
 from redis_batches.core.model import Outgoing, Trigger
-from redis_batches.runs import batch, report
+from redis_batches.runs import earlier, report, state_writer
 from redis_batches.testing.clock import Clock
 from redis_batches.testing.worker import InProcess, in_process
 from tests.support import raw
@@ -68,7 +68,7 @@ def results() -> fakeredis.FakeServer:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is patient is so at once."""
-    monkeypatch.setattr(batch, "sleep", lambda _: None)
+    monkeypatch.setattr(state_writer, "sleep", lambda _: None)
 
 
 def returns_one(requests: list[SimpleRequest]) -> list[int]:
@@ -381,7 +381,7 @@ def test_the_time_limit_may_end_a_run_that_tells(
 
     with in_process(returns_one, 1, results=results) as here:
         call = here.task.delay()
-        monkeypatch.setattr(report, "tell_together", tell)
+        monkeypatch.setattr(report, "together", tell)
         assert isinstance(answer(here), gevent.Timeout)
 
         assert (call.state, type(call.result)) == ("FAILURE", TimeLimitExceeded)
@@ -396,7 +396,7 @@ def test_what_breaks_into_telling_undoes_no_outcome(
     after: bool,
 ) -> None:
     """A request whose result was stored keeps it; another one fails with what broke in."""
-    tell = report.tell_success
+    tell = report.success
 
     def broken(*args: Any, **options: Any) -> Any:
         if after:
@@ -404,7 +404,7 @@ def test_what_breaks_into_telling_undoes_no_outcome(
         raise exc
 
     def function(requests: list[SimpleRequest]) -> None:
-        monkeypatch.setattr(report, "tell_success", broken)
+        monkeypatch.setattr(report, "success", broken)
         requests[0].succeed(1)
 
     with in_process(function, 2, results=results) as here:
@@ -457,13 +457,13 @@ def test_what_can_be_told_to_nobody_ends_all_the_same(
     with in_process(function, 2, results=results) as h:
         h.task.app.conf.redis_batches_max_put_backs = 2
         calls = h.task.delay_many([("odd",), (2,)])
-        store = report.tell_together
+        store = report.together
         monkeypatch.setattr(
             report,
-            "tell_together",
+            "together",
             lambda task, pairs, *a, **kw: store(task, pairs[1:], *a, **kw),
         )
-        monkeypatch.setattr(report, "tell_failure", refuses)
+        monkeypatch.setattr(report, "failure", refuses)
         for _ in range(4):
             answer(h)
             later(h, clock)
@@ -548,8 +548,8 @@ def test_an_outage_of_the_result_backend_fails_nobody(
         requests[0].succeed(1)
         return [1, 2]
 
-    monkeypatch.setattr(batch, "TELL_PATIENCE", -1.0)
-    monkeypatch.setattr(report, "settled", lambda *_: [])
+    monkeypatch.setattr(state_writer, "PATIENCE", -1.0)
+    monkeypatch.setattr(earlier, "settled", lambda *_: [])
     runs: list[int] = []
     options = {"autoretry_for": (Exception,), "max_retries": 0}
     with in_process(function, 2, results=results, **options) as here:
@@ -899,7 +899,7 @@ def test_a_store_that_fails_while_an_outcome_is_told_fails_nobody(
         raise StoreError("gone")
 
     def function(requests: list[SimpleRequest]) -> None:
-        lease: Any = requests[0].batch.lease
+        lease: Any = requests[0].settler.lease
         lease.confirmed -= 1000
         monkeypatch.setattr(lease, step, down)
         try:
@@ -943,7 +943,7 @@ def test_an_outage_before_the_function_does_not_use_up_its_only_run(
     results: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch, refusal: Exception, clock: Clock
 ) -> None:
     """It is put back."""
-    monkeypatch.setattr(batch, "TELL_PATIENCE", -1.0)
+    monkeypatch.setattr(state_writer, "PATIENCE", -1.0)
     options = {"acks_late": False, "track_started": True}
     with in_process(returns_one, 1, results=results, **options) as here:
         call = here.task.delay()
@@ -997,12 +997,12 @@ def test_what_was_told_is_found_though_it_was_put_back_for_a_while(
 
     def breaks(*args: Any, **options: Any) -> Any:
         monkeypatch.undo()
-        report.tell_together(*args, **options)
+        report.together(*args, **options)
         raise SoftTimeLimitExceeded
 
     with in_process(function, 1, results=results) as here:
         call = here.task.delay()
-        monkeypatch.setattr(report, "tell_together", breaks)
+        monkeypatch.setattr(report, "together", breaks)
         assert isinstance(answer(here), SoftTimeLimitExceeded)
         assert (call.state, waits(here)) == ("SUCCESS", {"waiting": 1, "delayed": 1})
         clock.now_ms = int(datetime.now().timestamp() * 1000)
@@ -1077,7 +1077,7 @@ def test_a_batch_that_is_not_its_own_any_more_replaces_nothing(
     sent: list[Any] = []
 
     def function(requests: list[SimpleRequest]) -> None:
-        lease: Any = requests[0].batch.lease
+        lease: Any = requests[0].settler.lease
         store = here.task.inspector._store
         store.reclaim(lease.token, lease.group, here.task.trigger, seen_dead=True)
         lease.confirmed -= 1000

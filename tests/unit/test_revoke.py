@@ -93,7 +93,7 @@ def test_what_cannot_be_told_is_not_undone(
     here: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The result backend is down: the request waits, and whoever claims it tells."""
-    monkeypatch.setattr("redis_batches.operate.revoke.TELL_PATIENCE", 0.0)
+    monkeypatch.setattr("redis_batches.operate.revoke.PATIENCE", 0.0)
     result = here.task.delay()
     with monkeypatch.context() as down:
         down.setattr(here.task.backend, "store_result", refuse)

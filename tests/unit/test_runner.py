@@ -23,7 +23,9 @@ from celery.exceptions import (
 from redis_batches import LeaseLost, OptionError, SimpleRequest
 from redis_batches.app.doorbell import MARKER, new_token
 from redis_batches.buffer.lease import Lease
+from redis_batches.buffer.store import Store
 from redis_batches.core.errors import BatchesError, StoreError
+from redis_batches.runs import give_back, runner
 from redis_batches.runs.runner import RUNNING, Runner
 from redis_batches.testing.clock import Clock
 from redis_batches.testing.worker import InProcess, in_process
@@ -61,7 +63,7 @@ def test_a_run_past_its_deadline_still_settles_what_it_owns(clock: Clock) -> Non
     """Its lease is not renewed any more, but nobody has taken it over: the caller is told."""
 
     def function(requests: list[SimpleRequest]) -> None:
-        lease = requests[0].batch.lease
+        lease = requests[0].settler.lease
         clock.advance(11_000)
         assert not lease.extend()
         assert lease.overdue
@@ -149,7 +151,7 @@ def test_at_most_once_holds_when_the_outcome_cannot_be_told(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The function does not run again; its requests fail when the lease has ended."""
-    monkeypatch.setattr("redis_batches.runs.batch.TELL_PATIENCE", 0.0)
+    monkeypatch.setattr("redis_batches.runs.state_writer.PATIENCE", 0.0)
     runs: list[int] = []
 
     def function(requests: list[SimpleRequest]) -> list[int]:
@@ -177,7 +179,7 @@ def test_an_outcome_is_told_again_while_the_backend_is_down(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The function ran once, and its result arrives."""
-    monkeypatch.setattr("redis_batches.runs.batch.sleep", lambda _: None)
+    monkeypatch.setattr("redis_batches.runs.state_writer.sleep", lambda _: None)
     runs: list[int] = []
 
     def function(requests: list[SimpleRequest]) -> list[int]:
@@ -398,7 +400,7 @@ def test_a_run_that_lost_its_lease_tells_nobody(clock: Clock) -> None:
     """Another worker runs its requests: their callers get that one's results."""
 
     def function(requests: list[SimpleRequest]) -> None:
-        lease = requests[0].batch.lease
+        lease = requests[0].settler.lease
         store.reclaim(lease.token, lease.group, here.task.trigger, seen_dead=True)
         lease.extend()
         with pytest.raises(LeaseLost):
@@ -591,9 +593,9 @@ def test_a_run_that_wakes_after_its_hard_time_limit_gives_no_advice(
     """Its requests have failed already: no setting would have helped."""
 
     def function(requests: list[SimpleRequest]) -> None:
-        batch: Any = requests[0].batch
+        settler: Any = requests[0].settler
         store = here.task.inspector._store
-        Runner(here.task, store).fail(batch.lease.group, batch.token, TimeLimitExceeded(1))
+        Runner(here.task, store).fail(settler.lease.group, settler.token, TimeLimitExceeded(1))
         raise WorkerShutdown
 
     with in_process(function, 1) as here, caplog.at_level("INFO", "redis_batches"):
@@ -604,3 +606,58 @@ def test_a_run_that_wakes_after_its_hard_time_limit_gives_no_advice(
     (told,) = (record for record in caplog.records if "put back" in record.getMessage())
     assert told.levelname == "INFO"
     assert "redis_batches_lease" not in caplog.text
+
+
+def test_a_report_that_fails_says_what_the_function_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both are in the traceback that Celery logs."""
+    monkeypatch.setattr("redis_batches.runs.state_writer.PATIENCE", 0.0)
+
+    def function(requests: list[SimpleRequest]) -> None:
+        raise Wrong
+
+    with in_process(function, 1) as here:
+        here.task.delay()
+        monkeypatch.setattr(here.task.backend, "store_result", _refuse)
+        with pytest.raises(ConnectionError) as raised:
+            here.answer()
+
+    assert isinstance(raised.value.__context__, Wrong)
+
+
+STEPS: list[tuple[object, str]] = [
+    (Store, "claim"),
+    (runner, "decode_claimed"),
+    (runner, "drop_settled"),
+    (runner, "call"),
+    (runner, "ending_of"),
+    (runner, "report_all"),
+    (give_back, "end"),
+]
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["it returns", "it raises"])
+def test_a_run_is_one_line_of_steps(monkeypatch: pytest.MonkeyPatch, raises: bool) -> None:
+    """Each is taken once, in this order, however the function ends."""
+    taken: list[str] = []
+
+    def function(requests: list[SimpleRequest]) -> list[int]:
+        if raises:
+            raise Wrong
+        return [1]
+
+    def noting(name: str, original: Any) -> Any:
+        def step(*args: Any, **options: Any) -> Any:
+            taken.append(name)
+            return original(*args, **options)
+
+        return step
+
+    with in_process(function, 1) as here:
+        here.task.delay()
+        for owner, name in STEPS:
+            monkeypatch.setattr(owner, name, noting(name, getattr(owner, name)))
+        answer(here)
+
+    assert taken == [name for _, name in STEPS]

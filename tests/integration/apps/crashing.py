@@ -14,8 +14,8 @@ from celery.backends.redis import RedisBackend
 
 from redis_batches import SimpleRequest, batched_task
 from redis_batches.buffer.lease import Lease
-from redis_batches.runs import report
-from redis_batches.runs.batch import Batch
+from redis_batches.runs import give_back, report, runner
+from redis_batches.runs.reporter import Reporter
 from redis_batches.runs.runner import Runner
 from tests.support.ledger import record
 
@@ -63,12 +63,12 @@ def _dies_first(owner: Any, name: str) -> None:
 
 #: By where in the life of a batch it happens.
 POINTS = {
-    "gone on": (report, "tell_success"),
+    "gone on": (report, "success"),
     "stored": (RedisBackend, "on_chord_part_return"),
-    "claimed": (Runner, "_open"),
-    "running": (Batch, "succeed"),
-    "returned": (Batch, "finish"),
-    "told": (Batch, "settle"),
+    "claimed": (Runner, "_decode"),
+    "running": (Reporter, "succeed"),
+    "returned": (runner, "report_all"),
+    "told": (give_back, "end"),
     "given back": (Lease, "ack"),
 }
 if point := os.environ.get("TEST_CRASH_AT"):

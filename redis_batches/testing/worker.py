@@ -63,7 +63,7 @@ class Worker:
 
     def __enter__(self) -> Worker:
         make_store = partial(Store, clock=self.clock)
-        self._patches.enter_context(patch("redis_batches.app.state.Store", make_store))
+        self._patches.enter_context(patch("redis_batches.buffer.stores.Store", make_store))
         caught = _caught(self.app, lambda *rung: self.rung.append(Rung(*rung)))
         self._patches.enter_context(caught)
         return self

@@ -75,7 +75,12 @@ _NEAREST = {
     "lease": ["tests/lua/test_ack.py", "tests/lua/test_release.py", "tests/lua/test_extend.py"],
     "protocol": ["tests/properties/test_odd_requests.py", "tests/unit/test_call_options.py"],
     "printable": ["tests/unit/test_printable.py"],
-    "push": ["tests/unit/test_calls.py", "tests/unit/test_endings.py"],
+    "bulk": ["tests/integration/test_replicas.py"],
+    "push": [
+        "tests/unit/test_calls.py",
+        "tests/unit/test_endings.py",
+        "tests/integration/test_replicas.py",
+    ],
     "send": ["tests/unit/test_call_options.py"],
     "request": ["tests/unit/test_printable.py", "tests/properties/test_odd_requests.py"],
     # lua/results/store.lua is about the same.

@@ -1,7 +1,7 @@
-"""When a run may go on with the next batch, instead of leaving it to another doorbell.
+"""When a run may drain on: take the next batch, too, instead of leaving it to another doorbell.
 
 A round through the broker costs more than a fast batch. But whatever Celery does once per run would
-then be done once for several batches: a run goes on only where nothing limits, counts or watches
+then be done once for several batches: a run drains on only where nothing limits, counts or watches
 runs, for a moment, and while more batches wait than doorbells are out.
 """
 
@@ -30,7 +30,7 @@ def is_limited(task: Any) -> bool:
     return bool(task.rate_limit or task.time_limit or task.soft_time_limit or not task.acks_late)
 
 
-def is_watched(task: Any) -> bool:
+def has_hooks(task: Any) -> bool:
     """Whether something other than the function is called at each run."""
     own = takewhile(lambda cls: cls is not Task, type(task).__mro__)
     if any(hook in cls.__dict__ for cls in own for hook in _HOOKS):

@@ -32,7 +32,7 @@ from redis_batches.runs.endings import (
     shown,
 )
 from redis_batches.runs.mark_as import watch
-from redis_batches.runs.next_batch import MOMENT, is_watched
+from redis_batches.runs.next_batch import MOMENT, has_hooks
 from redis_batches.runs.report_all import report_all
 from redis_batches.runs.reporter import Reporter
 from redis_batches.runs.running import call
@@ -76,7 +76,7 @@ class Runner:
         # A doorbell was rung for the rest, so there may be more than those that are out are for.
         drains_on = marker.get(DRAIN_ON) and lease.bells.count and not force
         returned = self._keep(lease, force=force)
-        while drains_on and monotonic() < until and not is_watched(self._task):
+        while drains_on and monotonic() < until and not has_hooks(self._task):
             setattr(self._task.request, RUNNING, None)
             lease = self._claim(marker, follows=True)
             if isinstance(lease, Idle):

@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LOAD_SCRIPTS = """
 import json
 import redis_batches
-from redis_batches.driver.scripts import folder, load_sources
-load_sources()
+from redis_batches.driver.scripts import load_scripts
+from redis_batches.driver.sources import folder
+load_scripts()
 scripts = [str(path.relative_to(folder())) for path in folder().rglob("*.lua")]
 print(json.dumps({"file": redis_batches.__file__, "scripts": scripts}))
 """

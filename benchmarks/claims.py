@@ -15,7 +15,7 @@ from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.settings import Settings
 from redis_batches.driver.connection import connect
-from redis_batches.driver.scripts import folder
+from redis_batches.driver.sources import folder
 from redis_batches.runs.states import CHUNK as RESULTS_CHUNK
 from redis_batches.wire.envelope import decode
 

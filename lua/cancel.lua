@@ -1,21 +1,22 @@
 -- cancel: lease what waits or is delayed to whoever revokes it, and mark what runs.
+-- Uses: attempts, batches, claims, clock, records, revoked, routes, values
 --
--- KEYS[1]  items     hash  id -> group:nonce:size:envelope
--- KEYS[2]  pending   list  since_ms:split:size:id, oldest first
--- KEYS[3]  batch     list  the claimed entries of this token
--- KEYS[4]  claims    hash  token -> record; bell:id -> token
--- KEYS[5]  own       hash  id -> token:nonce
--- KEYS[6]  leases    zset  token -> expiry (ms)
--- KEYS[7]  routes    hash  group -> where to ring for it (JSON)
--- KEYS[8]  attempts  hash  id -> record of attempts
--- KEYS[9]  delayed   zset  group:id -> ready (ms)
--- KEYS[10] eta       zset  group:id -> wall clock (ms)
--- KEYS[11] dead      zset  group:id -> died (ms)
--- KEYS[12] done      zset  nonce or token -> expiry (ms)
--- KEYS[13] revoked   zset  id -> expiry (ms)
--- KEYS[14] stale     hash  group:id -> its entries from the head: s stale, l live
--- KEYS[15] stats     hash  counters
--- KEYS[16] parked    hash  group -> its delayed requests and dead letters
+-- KEYS[1]  items     hash   id -> group:nonce:size:envelope
+-- KEYS[2]  pending   list   since_ms:split:size:id, oldest first
+-- KEYS[3]  batch     list!  the claimed entries of this token
+-- KEYS[4]  claims    hash   token -> record; bell:id -> token
+-- KEYS[5]  own       hash   id -> token:nonce
+-- KEYS[6]  leases    zset!  token -> expiry (ms)
+-- KEYS[7]  routes    hash   group -> where to ring for it (JSON)
+-- KEYS[8]  attempts  hash   id -> record of attempts
+-- KEYS[9]  delayed   zset!  group:id -> ready (ms)
+-- KEYS[10] eta       zset!  group:id -> wall clock (ms)
+-- KEYS[11] dead      zset!  group:id -> died (ms)
+-- KEYS[12] done      zset   nonce or token -> expiry (ms)
+-- KEYS[13] revoked   zset!  id -> expiry (ms)
+-- KEYS[14] stale     hash!  group:id -> its entries from the head: s stale, l live
+-- KEYS[15] stats     hash   counters
+-- KEYS[16] parked    hash!  group -> its delayed requests and dead letters
 -- ARGV[1]  now_ms     int   empty: the server's time
 -- ARGV[2]  group      text  of the requests to lease, or empty to ask for theirs
 -- ARGV[3]  token      text  a fresh nonce of this call
@@ -24,61 +25,30 @@
 -- ARGV[6]  window     int   how many ids are remembered
 -- ARGV[7+] ids        list  no id twice, at most 100
 --
--- What is marked is not run again, whoever claims it: so if the canceller dies, or what it found
--- running is retried, the next claimer tells that it was revoked. A pending list is not searched:
--- the entry that stays in it is noted as stale, and claims skip it.
--- Returns {"cancelled", fence, started_ms, route, {(id, place, group)*}, lengths, rows} with the
--- rows of the requests that are leased now, as claim has them; a place is "leased", "in_flight",
--- "dead", "gone" or "elsewhere": it waits in another group. The same token again gets the same
--- lease, or {"ended"}.
--- Cost O(ids log n).
-local items, pending, batch, claims, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local leases, routes, attempts, delayed = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local eta, dead, done, revoked = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
-local stale, stats, parked = KEYS[14], KEYS[15], KEYS[16]
-local now_ms, group, token = ARGV[1], ARGV[2], ARGV[3]
-local lease_ms, window_ms, window = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local ids = {unpack(ARGV, 7)}
+-- Returns {"cancelled", fence, started_ms, route, places, lengths, rows}
+--         {"ended"}  this call is over: it arrived late
+-- The places are {(id, place, group)*}, where a place is "leased", "in_flight", "dead", "gone" or
+-- "elsewhere": it waits in another group. The rows are those of the requests that are leased now, as
+-- claim has them. What is marked is not run again, whoever claims it: so if the canceller dies, or
+-- what it found running is retried, the next claimer tells that it was revoked. A pending list is not
+-- searched: the entry that stays in it is noted as stale, and claims skip it. The same token again
+-- gets the same lease. Cost O(ids log n).
 
-local now = clock(now_ms)
 local known = redis.call('HGET', claims, token)
 local ended = redis.call('ZSCORE', done, token) or redis.call('ZSCORE', done, lost_token(token))
 local values, owners = call_many('HMGET', items, ids), call_many('HMGET', own, ids)
 local records = call_many('HMGET', attempts, ids)
 local route = redis.call('HGET', routes, group) or ''
-local fence = next_fence(stats, now)
+local fence = next_fence()
 local waits = redis.call('LLEN', pending) > 0
-redis.call('LLEN', batch)
-redis.call('ZCARD', leases)
-redis.call('ZCARD', delayed)
-redis.call('ZCARD', eta)
-redis.call('ZCARD', dead)
-redis.call('ZCARD', revoked)
-redis.call('HLEN', stale)
-redis.call('HLEN', parked)
-
 if ended then
   return {'ended'}
-end
-
-local function place_of(id, value, owner)
-  if not value then
-    return 'gone', ''
-  end
-  local its = string.match(value, '^[^:]*')
-  if owner then
-    return string.match(owner, '^[^:]*') == token and 'leased' or 'in_flight', its
-  end
-  if redis.call('ZSCORE', dead, its .. ':' .. id) then
-    return 'dead', its
-  end
-  return its == group and not known and 'leased' or 'elsewhere', its
 end
 
 local places, marks, remembered, rows, entries, held, members = {}, {}, {}, {}, {}, {}, {}
 local newly_revoked = 0
 for i, id in ipairs(ids) do
-  local place, its = place_of(id, values[i], owners[i])
+  local place, its = place_of(id, values[i], owners[i], not known)
   places[#places + 1], places[#places + 2], places[#places + 3] = id, place, its
   if place == 'leased' or place == 'in_flight' then
     newly_revoked = newly_revoked + 1 - read_attempts(records[i]).revoked
@@ -102,25 +72,9 @@ for i, id in ipairs(ids) do
   end
 end
 
--- Frees first, so that it also works when the server is out of memory.
-local expired = redis.call('ZRANGEBYSCORE', revoked, '-inf', int(now), 'LIMIT', 0, #remembered)
-expired[#expired + 1] = ''
-call_many('ZREM', revoked, expired)
-local unparked = 0
-for _, member in ipairs(members) do
-  if redis.call('ZREM', delayed, member) + redis.call('ZREM', eta, member) > 0 then
-    unparked = unparked + 1
-  else
-    local marks, changed = string.gsub(redis.call('HGET', stale, member) or '', 'l', 's')
-    redis.call('HSET', stale, member, changed > 0 and marks or marks .. 's')
-  end
-end
-park(parked, group, -unparked)
-call_many('ZADD', revoked, remembered)
-local excess = redis.call('ZCARD', revoked) - window
-if excess > 0 then
-  redis.call('ZREMRANGEBYRANK', revoked, 0, excess - 1)
-end
+guard()
+remember_revoked(remembered)
+park(group, -take_out(members))
 call_many('HSET', attempts, marks)
 if newly_revoked > 0 then
   redis.call('HINCRBY', stats, 'revoked', newly_revoked)
@@ -130,11 +84,11 @@ if known then
   return {'cancelled', claim.fence, int(claim.started_ms), claim.route, places, joined(rows)}
 end
 if #entries > 0 then
-  open_claim(batch, claims, own, leases, token, {
+  open_claim({
     group = group, fence = fence, started_ms = now, lease_ms = lease_ms, deadline_ms = 0,
     at_most_once = false, progress = '', bell = '', route = route,
   }, now + lease_ms, entries, held)
   redis.call('HSET', stats, 'fence', int(fence))
 end
-forget_route(routes, parked, group, waits)
+forget_route(group, waits)
 return {'cancelled', int(fence), int(now), route, places, joined(rows)}

@@ -1,15 +1,16 @@
 -- knock: may beat send another sweep message, or is one still waiting for a worker?
+-- Uses: clock, values
 --
 -- KEYS[1] beat  hash  out, sent_ms, pause_ms
--- ARGV[1] now_ms  int  empty: the server's time
--- ARGV[2] opened  int  1: a worker runs the sweep now
+-- ARGV[1] now_ms  int   empty: the server's time
+-- ARGV[2] opened  flag  a worker runs the sweep now
 --
+-- Returns {"send"}
+--         {"wait"}
+--         {"opened"}
 -- So that a day without workers does not fill the broker: an unanswered message is repeated after
--- a pause that doubles. Returns {"send"}, {"wait"} or {"opened"}. Cost O(1).
-local beat = KEYS[1]
-local now_ms, opened = ARGV[1], ARGV[2] == '1'
+-- a pause that doubles. Cost O(1).
 
-local now = clock(now_ms)
 local out = redis.call('HGET', beat, 'out') == '1'
 local sent_ms = tonumber(redis.call('HGET', beat, 'sent_ms') or 0)
 local pause_ms = tonumber(redis.call('HGET', beat, 'pause_ms') or MIN_PAUSE_MS)

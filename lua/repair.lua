@@ -1,56 +1,44 @@
 -- repair: index requests of one group again that no index knows, and forget owners without a claim.
+-- Uses: arm, clock, doorbells, records, routes, values
 --
--- KEYS[1] items    hash  id -> group:nonce:size:envelope
--- KEYS[2] pending  list  since_ms:split:size:id, oldest first
--- KEYS[3] own      hash  id -> token:nonce
--- KEYS[4] claims   hash  token -> record; bell:id -> token
--- KEYS[5] leases   zset  token -> expiry (ms)
--- KEYS[6] groups   zset  group -> when it next wants attention (ms)
--- KEYS[7] bells    hash  group -> outstanding:rung_ms:pause_ms:feared:fills
--- KEYS[8] routes   hash  group -> where to ring for it (JSON)
--- KEYS[9] delayed  zset  group:id -> ready (ms)
--- KEYS[10] eta     zset  group:id -> wall clock (ms)
--- KEYS[11] dead    zset  group:id -> died (ms)
--- KEYS[12] stale   hash  group:id -> its entries from the head: s stale, l live
--- KEYS[13] parked  hash  group -> its delayed requests and dead letters
--- ARGV[1]  now_ms       int   empty: the server's time
--- ARGV[2]  group        text
--- ARGV[3]  route        text  JSON, for a group whose route is not known any more, or empty
--- ARGV[4]  flush_every  int
--- ARGV[5]  interval_ms  int
--- ARGV[6]  noted        int   what `parked` says of the group
--- ARGV[7]  counted      int   what it should say
--- ARGV[8+] lost         list  marks:id of what the caller saw in no pending list; at most 500
+-- KEYS[1]  items    hash!  id -> group:nonce:size:envelope
+-- KEYS[2]  pending  list   since_ms:split:size:id, oldest first
+-- KEYS[3]  own      hash   id -> token:nonce
+-- KEYS[4]  claims   hash   token -> record; bell:id -> token
+-- KEYS[5]  leases   zset   token -> expiry (ms)
+-- KEYS[6]  groups   zset!  group -> when it next wants attention (ms)
+-- KEYS[7]  bells    hash   group -> outstanding:rung_ms:pause_ms:feared:fills
+-- KEYS[8]  routes   hash   group -> where to ring for it (JSON)
+-- KEYS[9]  delayed  zset   group:id -> ready (ms)
+-- KEYS[10] eta      zset   group:id -> wall clock (ms)
+-- KEYS[11] dead     zset   group:id -> died (ms)
+-- KEYS[12] stale    hash!  group:id -> its entries from the head: s stale, l live
+-- KEYS[13] parked   hash   group -> its delayed requests and dead letters
+-- ARGV[1]  now_ms   int   empty: the server's time
+-- ARGV[2]  group    text
+-- ARGV[3]  route    text  JSON, for a group whose route is not known any more, or empty
+-- ARGV[4]  trigger  text  of the task
+-- ARGV[5]  noted    int   what `parked` says of the group
+-- ARGV[6]  counted  int   what it should say
+-- ARGV[7+] lost     list  marks:id of what the caller saw in no pending list; at most 500
 --
+-- Returns {"repaired", count, signals, route}
+--         {"unrouted", count}  nobody knows where to ring for the group: nothing is changed
 -- The marks are those in `stale` if they are of more entries than the caller saw: if they still are
 -- the same, they are of a list that was deleted, and would hide a request that comes later. A second
--- entry of a request that waits after all is harmless: a claim skips it. Returns {"repaired", count,
--- signals, route}, or {"unrouted", count} if nobody knows where to ring for the group, which changes
--- nothing. Cost O(ids log n).
-local items, pending, own, claims, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local groups, bells, routes = KEYS[6], KEYS[7], KEYS[8]
-local delayed, eta, dead, stale, parked = KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
-local now_ms, group, route = ARGV[1], ARGV[2], ARGV[3]
-local flush_every, interval_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
-local noted, counted = tonumber(ARGV[6]), tonumber(ARGV[7])
-local lost = {unpack(ARGV, 8)}
+-- entry of a request that waits after all is harmless: a claim skips it. Cost O(ids log n).
 
-local now = clock(now_ms)
 local ids, marks = {}, {}
 for i, each in ipairs(lost) do
   marks[i], ids[i] = string.match(each, '^(%a*):(.*)$')
 end
 local owners = call_many('HMGET', own, ids)
-redis.call('HLEN', items)
 local waiting = redis.call('LLEN', pending)
 local has = tonumber(redis.call('HGET', parked, group) or 0)
-redis.call('ZCARD', groups)
-redis.call('HLEN', bells)
-redis.call('HLEN', stale)
 route = redis.call('HGET', routes, group) or route
 
 local function is_elsewhere(id, owner)
-  local token = owner and string.match(owner, '^[^:]*')
+  local token = owner and first_of(owner)
   if token and redis.call('HEXISTS', claims, token) == 1 and redis.call('ZSCORE', leases, token) then
     return true
   end
@@ -74,13 +62,15 @@ end
 if route == '' and #entries + waiting + has > 0 then
   return {'unrouted', #entries + waiting + has}
 end
+local rung = read_bells(redis.call('HGET', bells, group))
+guard()
 call_many('HDEL', own, freed)
 call_many('HDEL', stale, unmarked)
 call_many('RPUSH', pending, entries)
 -- Unless it has changed since.
-park(parked, group, has == noted and counted - noted or 0)
+park(group, has == noted and counted - noted or 0)
 if #entries + waiting > 0 or redis.call('HEXISTS', parked, group) == 1 then
   redis.call('HSET', routes, group, route)
 end
-local signals = arm(pending, groups, bells, group, flush_every, interval_ms, now)
+local signals = arm(redis.call('LLEN', pending), rung)
 return {'repaired', #entries, signals, route}

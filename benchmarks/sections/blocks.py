@@ -40,7 +40,7 @@ class Block:
         self._finish()
         lease = self._claim()
         self._measure(f"reclaim of {LARGE:,}", partial(self._reclaim, lease))
-        self._measure("sweep", lambda: store.sweep(TRIGGER.interval_ms))
+        self._measure("sweep", lambda: store.sweep(TRIGGER))
         self._finish()
 
     def _claim(self) -> Lease:

@@ -108,7 +108,7 @@ def _turn(store: Store) -> dict[str, _Times]:
         store, lambda: leases.append(leased(store.claim(GROUP.id, TRIGGER))), BATCHES
     )
     found[STEPS[2]] = _timed(store, lambda: leases.pop().ack(), BATCHES)
-    found[STEPS[3]] = _timed(store, lambda: store.sweep(TRIGGER.interval_ms), SWEEPS)
+    found[STEPS[3]] = _timed(store, lambda: store.sweep(TRIGGER), SWEEPS)
     return found
 
 

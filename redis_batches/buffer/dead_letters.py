@@ -82,8 +82,7 @@ class DeadLetters:
             "requeue",
             group=group,
             route=route,
-            flush_every=trigger.flush_every,
-            interval_ms=trigger.interval_ms,
+            trigger=trigger.packed,
             ids=ids,
         )
         return read_indexed(reply, group)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from logging import getLogger
 from typing import Any
 
 from redis_batches.core.model import Trigger
 from redis_batches.core.outage import Quiet
-from redis_batches.core.settings import MAX_FLUSH_EVERY, MAX_FLUSH_INTERVAL
+from redis_batches.core.settings import check_trigger
 from redis_batches.driver.executor import Client, Clock, Executor, server_time
 from redis_batches.driver.keys import NamespaceKeys
 
@@ -33,13 +32,7 @@ class Registry:
 
     def write(self, triggers: Mapping[str, Trigger]) -> None:
         """Notes tasks, by their names, with when a batch of each is due."""
-        written = {
-            task: json.dumps(
-                {"flush_every": trigger.flush_every, "interval_ms": trigger.interval_ms},
-                sort_keys=True,
-            )
-            for task, trigger in triggers.items()
-        }
+        written = {task: trigger.packed for task, trigger in triggers.items()}
         if written:
             self._redis.ask("register the tasks", "hset", "tasks", mapping=written)
 
@@ -47,10 +40,10 @@ class Registry:
         """Returns each task with when a batch is due; one that cannot be read is left out."""
         found: dict[Any, Any] = self._redis.ask("list the tasks", "hgetall", "tasks")
         read = {}
-        for name, options in found.items():
+        for name, packed in found.items():
             try:
-                read[name.decode()] = _trigger(json.loads(options))
-            except (ValueError, TypeError, KeyError, RecursionError) as exc:
+                read[name.decode()] = check_trigger(Trigger.unpack(packed.decode()))
+            except ValueError as exc:
                 if QUIET.may_say(repr(name)):
                     logger.error(
                         "the task %.200r in %s of Redis cannot be read, and is not swept by beat: "
@@ -71,13 +64,3 @@ class Registry:
 
     def _throttle(self, *, opened: bool) -> str:
         return str(self._redis.run("knock", opened=int(opened))[0])
-
-
-def _trigger(options: Any) -> Trigger:
-    """Returns what a worker wrote, or raises what shows that none did."""
-    flush_every, interval_ms = options["flush_every"], options["interval_ms"]
-    ranges = ((flush_every, 1, MAX_FLUSH_EVERY), (interval_ms, 0, MAX_FLUSH_INTERVAL * 1000))
-    for value, least, most in ranges:
-        if type(value) is not int or not least <= value <= most:
-            raise ValueError(f"{value!r:.100} is not an int of {least} to {most}")
-    return Trigger(flush_every, interval_ms)

@@ -45,7 +45,6 @@ from redis_batches.core.model import (
 )
 from redis_batches.core.settings import (
     DEDUPLICATION_WINDOW_MS,
-    MAX_FLUSH_EVERY,
     PUT_BACK_DELAY_MS,
     REVOKED_IDS,
     REVOKED_WINDOW_MS,
@@ -118,8 +117,7 @@ class Store(Reads):
             self.settings.wait_replicas,
             group=group.id,
             route=group.route,
-            flush_every=trigger.flush_every,
-            interval_ms=trigger.interval_ms,
+            trigger=trigger.packed,
             max_pending=self.settings.max_pending,
             window_ms=DEDUPLICATION_WINDOW_MS,
             caller=caller,
@@ -167,8 +165,7 @@ class Store(Reads):
             "claim",
             group=group,
             token=token,
-            flush_every=trigger.flush_every,
-            interval_ms=trigger.interval_ms,
+            trigger=trigger.packed,
             lease_ms=round(self.settings.lease * 1000),
             max_bytes=self.settings.flush_bytes,
             step=CLAIM_STEP,
@@ -229,33 +226,31 @@ class Store(Reads):
 
     def sweep(
         self,
-        longest_ms: int,
+        trigger: Trigger,
         *,
         sweeper: str = "",
         fresh_ms: int = 0,
         ring_again: bool = False,
-        flush_every: int = MAX_FLUSH_EVERY,
         limit: int = SWEEP_LIMIT,
     ) -> Swept | None:
         """Finds what is overdue, and books a doorbell for each group that nobody rang for.
 
         Args:
-            longest_ms: The longest flush interval of the task.
+            trigger: The task's: nothing waits longer, and what was too few for workers with larger
+                batches may be a batch for one that has just started.
             sweeper: Who sweeps; None is returned while another one leads. "" sweeps always.
             fresh_ms: How long a leader leads after its last sweep.
             ring_again: Whether to ring for what nobody answered, since a worker has just started.
-            flush_every: Of that worker: what was too few for others may be a batch for it.
             limit: Names of each kind.
         """
         reply = self._redis.run(
             "sweep",
             sweeper=sweeper,
             fresh_ms=fresh_ms,
-            interval_ms=longest_ms,
+            trigger=trigger.packed,
             longest_ms=PUT_BACK_DELAY_MS,
             greet=int(ring_again),
             limit=limit,
-            flush_every=flush_every,
             window_ms=DEDUPLICATION_WINDOW_MS,
         )
         return None if reply[0] == "follower" else read_swept(reply)
@@ -269,8 +264,7 @@ class Store(Reads):
             "reclaim",
             group=group,
             token=token,
-            flush_every=trigger.flush_every,
-            interval_ms=trigger.interval_ms,
+            trigger=trigger.packed,
             window_ms=DEDUPLICATION_WINDOW_MS,
             seen_dead=int(seen_dead),
             step=RECLAIM_STEP,
@@ -288,8 +282,7 @@ class Store(Reads):
             reply = self._redis.run(
                 "promote",
                 group=group,
-                flush_every=trigger.flush_every,
-                interval_ms=trigger.interval_ms,
+                trigger=trigger.packed,
                 ids=chunk,
             )
             signals, route = signals + reply[2], text(reply[3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -11,8 +12,11 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 
-class Trigger(NamedTuple):
+@dataclass(frozen=True)
+class Trigger:
     """When a batch is due.
+
+    It travels as one value, which `lua/lib/trigger.lua` reads. A new field goes to the end.
 
     Attributes:
         flush_every: Requests that make a full batch, and the most that one batch holds.
@@ -21,6 +25,23 @@ class Trigger(NamedTuple):
 
     flush_every: int
     interval_ms: int
+
+    @cached_property
+    def packed(self) -> str:
+        """Its text, for scripts and the registry."""
+        return f"{self.flush_every}:{self.interval_ms}"
+
+    @classmethod
+    def unpack(cls, packed: str) -> Trigger:
+        """Returns the trigger of a text, which may have more fields: a newer version's.
+
+        Raises:
+            ValueError: It is no trigger.
+        """
+        found = re.match(r"([0-9]{1,15}):([0-9]{1,15})(?::|$)", packed)
+        if not found:
+            raise ValueError(f"{packed!r:.100} is no trigger")
+        return cls(*map(int, found.groups()))
 
 
 @dataclass(frozen=True)

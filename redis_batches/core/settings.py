@@ -73,6 +73,18 @@ def _make_trigger(flush_every: object, flush_interval: object) -> Trigger:
     return Trigger(flush_every, interval_ms if interval_ms >= MIN_INTERVAL_MS else 0)
 
 
+def check_trigger(trigger: Trigger) -> Trigger:
+    """Returns a trigger that a task may have, or raises ValueError."""
+    ranges = (
+        (trigger.flush_every, 1, MAX_FLUSH_EVERY),
+        (trigger.interval_ms, 0, MAX_FLUSH_INTERVAL * 1000),
+    )
+    for value, least, most in ranges:
+        if not least <= value <= most:
+            raise ValueError(f"{value} is not an int of {least} to {most}")
+    return trigger
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The settings of an app, each under its Celery name `redis_batches_<field>`.

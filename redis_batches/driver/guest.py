@@ -8,8 +8,8 @@ from typing import Any
 
 from redis.exceptions import NoScriptError, ResponseError
 
-from redis_batches.driver.scripts import folder
 from redis_batches.driver.server_errors import word_of
+from redis_batches.driver.sources import folder
 
 
 class ScriptsRefused(Exception):

@@ -27,7 +27,7 @@ key                     type  content                                          a
 `rb:T:done`             zset  nonce or token -> expiry in ms                   ack, sweep
 `rb:T:revoked`          zset  revoked id, or =hash of a stamp -> expiry in ms  cancel, sweep
 `rb:T:stats`            hash  counters, the last fence, the leading sweeper    never
-`rb:{namespace}:tasks`  hash  task -> its options, JSON, written by workers    never
+`rb:{namespace}:tasks`  hash  task -> its trigger, packed, written by workers  never
 `rb:{namespace}:beat`   hash  whether beat's last sweep message still waits    never
 ======================  ====  ===============================================  =====================
 """

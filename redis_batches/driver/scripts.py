@@ -1,16 +1,14 @@
-"""The Lua scripts: found, parsed by their headers, and run.
+"""The Lua scripts, run by the names in their headers.
 
-A script's header is its contract. It names every KEYS and ARGV slot, so that a caller passes values
-by name and a missing or unknown one is an error here, not a wrong slot in Lua.
+A header names every KEYS and ARGV slot, so that a caller passes values by name, and a missing or
+unknown one is an error here, not a wrong slot in Lua; `redis_batches.driver.sources` reads it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
 from hashlib import sha1
-from pathlib import Path
 from typing import Any, Protocol
 
 import redis
@@ -22,22 +20,7 @@ from redis_batches.driver.deadline import left
 from redis_batches.driver.patience import patiently
 from redis_batches.driver.replication import LEAST, send_and_wait
 from redis_batches.driver.server_errors import translated
-
-PACKAGE = Path(__file__).parents[1]
-PRELUDE = "prelude"
-_SLOT = re.compile(r"^-- (KEYS|ARGV)\[(\d+)(\+?)\]\s+(\w+)", re.MULTILINE)
-
-
-def folder() -> Path:
-    """Returns the folder of the Lua files: inside the wheel, or beside an editable install."""
-    inside = PACKAGE / "lua"
-    return inside if inside.is_dir() else PACKAGE.parent / "lua"
-
-
-@cache
-def load_sources() -> dict[str, str]:
-    """Returns the source of every Lua file, by its name without the ending."""
-    return {path.stem: path.read_text("utf-8") for path in sorted(folder().glob("*.lua"))}
+from redis_batches.driver.sources import join, load_sources, slots_of
 
 
 class Resolves(Protocol):
@@ -48,7 +31,7 @@ class Resolves(Protocol):
 
 
 class Script:
-    """One Lua file with its prelude.
+    """One Lua file with its libraries.
 
     Attributes:
         name: The verb, which is also the file's name.
@@ -60,16 +43,16 @@ class Script:
         sha: By which the server knows it.
     """
 
-    def __init__(self, name: str, source: str, prelude: str) -> None:
+    def __init__(self, name: str, source: str) -> None:
         self.name = name
-        slots = _SLOT.findall(source)
-        self.keys = tuple(slot for kind, _, _, slot in slots if kind == "KEYS")
-        self.args = tuple(slot for kind, _, more, slot in slots if kind == "ARGV" and not more)
+        slots = slots_of(source)
+        self.keys = tuple(slot.name for slot in slots if slot.kind == "KEYS")
+        self.args = tuple(slot.name for slot in slots if slot.kind == "ARGV" and not slot.more)
         self.aged = self.args[-1:] == ("age_ms",)
         if self.aged:
             self.args = self.args[:-1]
-        self.rest = next((slot for _, _, more, slot in slots if more), None)
-        self.source = f"{prelude}\n{source}"
+        self.rest = next((slot.name for slot in slots if slot.more), None)
+        self.source = join(source, load_sources())
         self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def __call__(self, client: redis.Redis, keys: Resolves, **values: Any) -> list[Any]:
@@ -218,8 +201,6 @@ def shape(reply: Any) -> str:
 @cache
 def load_scripts() -> dict[str, Script]:
     """Returns every script by its name, ready to run."""
-    sources = load_sources()
-    prelude = sources[PRELUDE]
     return {
-        name: Script(name, source, prelude) for name, source in sources.items() if name != PRELUDE
+        name: Script(name, source) for name, source in load_sources().items() if "/" not in name
     }

@@ -79,11 +79,10 @@ class Sweeper:
         wait_ms = None
         for _ in range(MAX_ROUNDS):
             swept = served.store.sweep(
-                served.trigger.interval_ms,
+                served.trigger,
                 sweeper=self._name,
                 fresh_ms=round(pace * FRESHNESS * 1000),
                 ring_again=ring_again,
-                flush_every=served.trigger.flush_every,
             )
             ring_again = False
             if swept is None:

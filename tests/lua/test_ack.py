@@ -186,7 +186,7 @@ def test_a_claim_that_was_held_up_for_hours_does_not_let_its_old_run_settle(
     store.reclaim(zombie.token, steps.GROUP.id, steps.TRIGGER, seen_dead=True)
     steps.ack_all(steps.claim(store))
     clock.advance(steps.HOUR)
-    store.sweep(steps.TRIGGER.interval_ms)
+    store.sweep(steps.TRIGGER)
     steps.push_and_claim(store, "b", token="token")
     before = steps.read(store)
 

@@ -14,7 +14,7 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.model import Group, Outcome, Outgoing, Trigger, Verb
 from redis_batches.core.settings import Settings
 from redis_batches.driver.connection import connect
-from redis_batches.driver.scripts import load_sources
+from redis_batches.driver.sources import load_sources
 from redis_batches.operate.inspector import Inspector
 from tests.support.acl import rights
 from tests.support.steps import ack_all
@@ -69,7 +69,7 @@ def test_everything_works_with_the_documented_rights(limited: redis.Redis, names
     lost = store.claim(group.id, trigger)
     assert isinstance(lost, Lease)
     store.reclaim(lost.token, group.id, trigger, seen_dead=True)
-    swept = store.sweep(1000, sweeper="me", ring_again=True)
+    swept = store.sweep(Trigger(3, 1000), sweeper="me", ring_again=True)
     assert swept is not None
     for name, members in swept.ready:
         store.promote(name, members, trigger)

@@ -21,8 +21,7 @@ pytestmark = pytest.mark.usefixtures("sound")
 COMMON = {
     "group": steps.GROUP.id,
     "route": steps.GROUP.route,
-    "flush_every": 3,
-    "interval_ms": steps.INTERVAL_MS,
+    "trigger": steps.TRIGGER.packed,
 }
 
 
@@ -71,7 +70,7 @@ def test_what_is_delayed_is_leased(store: Store, clock: Clock) -> None:
     assert (state.items, state.delayed, state.eta, state.stale) == ({}, {}, {}, {})
     assert state.routes == {}
     clock.advance(2 * steps.HOUR)
-    swept = store.sweep(steps.INTERVAL_MS)
+    swept = store.sweep(steps.TRIGGER)
     assert swept is not None
     assert swept.ready == ()
 
@@ -264,7 +263,7 @@ def test_calls_that_end_do_not_make_an_id_forgotten(
     clock.advance(steps.WINDOW_MS)
     steps.ack_all(steps.push_and_claim(store, *"bcd"))
     clock.advance(steps.REVOKED_WINDOW_MS - steps.WINDOW_MS - 1)
-    store.sweep(steps.INTERVAL_MS)
+    store.sweep(steps.TRIGGER)
     steps.push(store, steps.call("a", "n"))
 
     (request,) = steps.claim(store, force=True).requests
@@ -288,10 +287,10 @@ def test_only_so_many_ids_are_remembered(
         find(store, "f")
     assert "".join(steps.read(store).revoked) == "f"
     clock.advance(steps.REVOKED_WINDOW_MS - 1)
-    store.sweep(steps.INTERVAL_MS)
+    store.sweep(steps.TRIGGER)
     assert "".join(steps.read(store).revoked) == "f"
     clock.advance(1)
-    store.sweep(steps.INTERVAL_MS)
+    store.sweep(steps.TRIGGER)
     assert steps.read(store).revoked == {}
 
 
@@ -395,7 +394,7 @@ def test_what_is_left_wakes_a_worker_once(store: Store) -> None:
     assert steps.try_claim(store, bell="bell") == Idle("empty")
     state = steps.read(store)
     assert (state.lists[steps.GROUP.id], state.groups, state.bells, state.stale) == ([], {}, {}, {})
-    assert store.sweep(steps.INTERVAL_MS).bells == ()  # type: ignore[union-attr]
+    assert store.sweep(steps.TRIGGER).bells == ()  # type: ignore[union-attr]
 
 
 def test_what_is_left_makes_no_batch_full(store: Store) -> None:

@@ -514,7 +514,7 @@ def test_a_worker_that_dies_while_it_clears_such_a_row_is_made_good(
     store._redis.run = run  # type: ignore[method-assign]
 
     clock.advance(steps.MIN_PAUSE_MS)
-    swept = store.sweep(trigger.interval_ms)
+    swept = store.sweep(trigger)
     assert swept is not None
     assert [bells.group for bells in swept.bells] == [steps.GROUP.id]
     assert steps.ids_of(steps.claim(store, trigger, bell="another")) == ["a"]

@@ -185,7 +185,7 @@ def test_requests_whose_indexes_were_deleted_come_back(
 
     inspector.repair()
     clock.advance(40_000)
-    swept = store.sweep(TRIGGER.interval_ms)
+    swept = store.sweep(TRIGGER)
     assert swept is not None
     for token, group in swept.expired:
         store.reclaim(token, group, TRIGGER)

@@ -158,7 +158,7 @@ def test_a_retry_may_have_any_delay(store: Store, clock: Clock) -> None:
 
     for passed_ms in (0, steps.SECOND, year_ms // 2):
         clock.advance(passed_ms)
-        store.sweep(steps.INTERVAL_MS)
+        store.sweep(steps.TRIGGER)
         assert steps.read(store).delayed[f"{steps.GROUP.id}:a"] == 1_800_000_000_000 + year_ms
 
 

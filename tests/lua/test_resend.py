@@ -107,7 +107,7 @@ def test_a_clock_that_went_back_does_not_refuse_for_hours(store: Store, clock: C
     raw.client(store).hset(raw.key(store, "stats"), "forgotten_ms", str(ahead_ms))
     assert resend(store, "a", age_ms=steps.SECOND) == [Status.FORGOTTEN]
 
-    store.sweep(steps.TRIGGER.interval_ms)
+    store.sweep(steps.TRIGGER)
     clock.advance(2 * steps.SECOND)
     assert resend(store, "a", age_ms=steps.SECOND) == [Status.NEW]
 

@@ -182,7 +182,7 @@ def test_a_worker_that_starts_with_smaller_batches_is_woken(store: Store) -> Non
     assert isinstance(steps.try_claim(store, Trigger(1000, steps.HOUR), bell="bell"), Idle)
     assert steps.push(store, *"efg").bells.count == 0
 
-    swept = store.sweep(steps.HOUR, sweeper="anne", ring_again=True, flush_every=3)
+    swept = store.sweep(Trigger(3, steps.HOUR), sweeper="anne", ring_again=True)
     assert swept is not None
     assert len(swept.bells) == 1
     assert len(steps.claim(store, bell="new").requests) == 3

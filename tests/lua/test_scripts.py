@@ -10,7 +10,8 @@ import redis
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import ScriptReplyError, StoreError
 from redis_batches.core.settings import Settings
-from redis_batches.driver.scripts import PRELUDE, Script, load_scripts, load_sources
+from redis_batches.driver.scripts import Script, load_scripts
+from redis_batches.driver.sources import libraries_of, load_sources
 from redis_batches.testing.server import EmbeddedServer
 from tests.support import raw, steps
 from tests.support.stage import Stage
@@ -58,7 +59,7 @@ def test_a_value_that_is_missing_is_an_error(store: Store) -> None:
 @pytest.mark.parametrize("reply", ["1", "{}", "{1}", "'text'"])
 def test_a_reply_that_no_script_gives_is_an_error(store: Store, reply: str) -> None:
     """It may be another command's."""
-    odd = Script("odd", f"return {reply}", "")
+    odd = Script("odd", f"return {reply}")
 
     with pytest.raises(ScriptReplyError, match="which no script does"):
         odd(raw.client(store), raw.keys(store))
@@ -72,7 +73,7 @@ def test_a_push_says_what_became_of_each_request(
 ) -> None:
     """A reply that says it of fewer or more is not believed."""
     head = load_sources()["push"].partition("\n\n")[0]
-    odd = Script("push", f"{head}\nreturn {{{reply}}}", "")
+    odd = Script("push", f"{head}\nreturn {{{reply}}}")
     monkeypatch.setattr("redis_batches.driver.executor.load_scripts", lambda: {"push": odd})
 
     with pytest.raises(ScriptReplyError, match="push answered"):
@@ -150,6 +151,12 @@ def test_a_user_who_may_do_no_more_can_run_them(
     assert stage.dump() != before
 
 
-def test_every_lua_file_is_a_script_or_the_prelude() -> None:
-    """Nothing else lies in the folder."""
-    assert load_sources().keys() - load_scripts().keys() == {PRELUDE}
+def test_every_library_is_used() -> None:
+    """By a script; nothing else lies in the folder."""
+    sources = load_sources()
+    used = {
+        f"lib/{library}"
+        for name in load_scripts()
+        for library in libraries_of(sources[name], sources)
+    }
+    assert sources.keys() - load_scripts().keys() == used

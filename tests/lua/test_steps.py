@@ -136,7 +136,7 @@ def test_what_a_claimer_took_that_died_comes_back(store: Store, clock: Clock, ta
         steps.claim(store, SEVEN)
     store = Store(raw.client(store), store.settings, store.task, clock)
     clock.advance(steps.LEASE_MS)
-    for token, group in store.sweep(steps.INTERVAL_MS).expired:  # type: ignore[union-attr]
+    for token, group in store.sweep(steps.TRIGGER).expired:  # type: ignore[union-attr]
         store.reclaim(token, group, SEVEN)
 
     assert steps.waiting(store) == IDS
@@ -304,7 +304,7 @@ def test_whoever_takes_it_back_may_die(store: Store, clock: Clock, taken: int) -
     store = Store(raw.client(store), store.settings, store.task, clock)
     steps.read(store).check()
     clock.advance(1)
-    swept = store.sweep(steps.INTERVAL_MS)
+    swept = store.sweep(steps.TRIGGER)
     assert swept is not None
     assert swept.expired == ((lease.token, steps.GROUP.id),)
     store.reclaim(lease.token, steps.GROUP.id, SEVEN)

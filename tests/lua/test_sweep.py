@@ -24,7 +24,7 @@ WEEK_MS = 7 * 24 * steps.HOUR
 
 def sweep(store: Store, **options: object) -> Swept:
     """Sweeps, whoever leads."""
-    swept = store.sweep(steps.INTERVAL_MS, **options)  # type: ignore[arg-type]
+    swept = store.sweep(steps.TRIGGER, **options)  # type: ignore[arg-type]
     assert swept is not None
     return swept
 
@@ -190,36 +190,36 @@ def test_a_sweep_forgets_finished_calls(store: Store, clock: Clock) -> None:
 
 def test_one_sweeper_leads(store: Store, clock: Clock) -> None:
     """The others stand by while its last sweep is fresh."""
-    assert store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    assert store.sweep(steps.TRIGGER, sweeper="anne", fresh_ms=3000)
     clock.advance(2999)
-    assert store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000) is None
-    assert store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    assert store.sweep(steps.TRIGGER, sweeper="bert", fresh_ms=3000) is None
+    assert store.sweep(steps.TRIGGER, sweeper="anne", fresh_ms=3000)
 
 
 def test_another_sweeper_leads_when_the_first_is_gone(store: Store, clock: Clock) -> None:
     """Then the first one, if it comes back, stands by."""
-    store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    store.sweep(steps.TRIGGER, sweeper="anne", fresh_ms=3000)
     clock.advance(3000)
 
-    assert store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000)
-    assert store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000) is None
+    assert store.sweep(steps.TRIGGER, sweeper="bert", fresh_ms=3000)
+    assert store.sweep(steps.TRIGGER, sweeper="anne", fresh_ms=3000) is None
 
 
 def test_a_sweeper_without_a_name_always_sweeps(store: Store) -> None:
     """It does not lead: beat's sweeps are rare."""
-    store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    store.sweep(steps.TRIGGER, sweeper="anne", fresh_ms=3000)
 
     assert sweep(store)
-    assert store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000) is None
-    assert store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    assert store.sweep(steps.TRIGGER, sweeper="bert", fresh_ms=3000) is None
+    assert store.sweep(steps.TRIGGER, sweeper="anne", fresh_ms=3000)
 
 
 def test_a_leader_of_a_time_to_come_does_not_lead(store: Store, clock: Clock) -> None:
     """The clock went back: its last sweep would be fresh for hours."""
-    store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    store.sweep(steps.TRIGGER, sweeper="anne", fresh_ms=3000)
     clock.advance(-steps.HOUR)
 
-    assert store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000)
+    assert store.sweep(steps.TRIGGER, sweeper="bert", fresh_ms=3000)
 
 
 def test_a_worker_that_starts_rings_again(store: Store, clock: Clock) -> None:
@@ -227,14 +227,14 @@ def test_a_worker_that_starts_rings_again(store: Store, clock: Clock) -> None:
     steps.push(store, *"abc")
     for _ in range(20):
         clock.advance(steps.MAX_PAUSE_MS)
-        store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+        store.sweep(steps.TRIGGER, sweeper="anne", fresh_ms=3000)
     clock.advance(1)
 
-    swept = store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000, ring_again=True)
+    swept = store.sweep(steps.TRIGGER, sweeper="bert", fresh_ms=3000, ring_again=True)
     assert swept is not None
     assert len(swept.bells) == 1
     assert steps.read(store).bell(steps.GROUP.id)[2] == 2 * steps.MIN_PAUSE_MS
-    assert store.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000) is None
+    assert store.sweep(steps.TRIGGER, sweeper="bert", fresh_ms=3000) is None
 
 
 def test_a_worker_that_starts_does_not_ring_for_what_is_not_due(store: Store) -> None:
@@ -440,7 +440,7 @@ def test_what_could_not_be_rung_again_is_made_good(
     for _ in range(20):
         clock.advance(steps.MAX_PAUSE_MS)
         sweep(store)
-    store.sweep(steps.INTERVAL_MS, sweeper="anne", fresh_ms=3000)
+    store.sweep(steps.TRIGGER, sweeper="anne", fresh_ms=3000)
     claims = raw.key(store, "claims")
     raw.client(store).set(claims, "foreign")
     sweeper = sweeper_of(belfry, store, name="bert")
@@ -459,7 +459,7 @@ def test_each_task_is_rung_again_for(store: Store, clock: Clock, belfry: Belfry)
         for _ in range(20):
             clock.advance(steps.MAX_PAUSE_MS)
             sweep(each)
-        each.sweep(steps.INTERVAL_MS, sweeper="bert", fresh_ms=3000)
+        each.sweep(steps.TRIGGER, sweeper="bert", fresh_ms=3000)
     fine = Store(raw.client(store), store.settings, "shop.fine", clock)
     served = [Served(fine, steps.TRIGGER), Served(store, steps.TRIGGER)]
     sweeper = Sweeper(lambda: served, belfry, 1.0, "anne")
@@ -527,7 +527,7 @@ def test_workers_that_start_one_after_another_do_not_flood_the_broker(
         rung += [bells.rung_ms] * bells.count
     for event in range(5):
         clock.advance(50)
-        swept = store.sweep(steps.INTERVAL_MS, sweeper=f"w{event}", fresh_ms=3000, ring_again=True)
+        swept = store.sweep(steps.TRIGGER, sweeper=f"w{event}", fresh_ms=3000, ring_again=True)
         assert swept is not None
         rung += [bells.rung_ms for bells in swept.bells]
         for number in range(40):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from redis_batches.driver.scripts import load_sources
+from redis_batches.driver.sources import load_sources
 from tests.mutants.catalogue import ROOT, Mutant, load
 
 MUTANTS = load()

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from redis_batches.driver.scripts import load_scripts
+from redis_batches.driver.sources import LIBRARIES, libraries_of, load_sources
 from tests.mutants.catalogue import ROOT, Mutant
 
 _NOT_COPIED = (".git", ".venv*", ".servers", ".hypothesis", "*cache*", "dist", "build")
@@ -171,11 +173,20 @@ def run(root: Path, mutant: Mutant | None, quick: bool = False) -> Verdict:
     return Verdict(caught_by, time.monotonic() - started)
 
 
+def _scripts_with(path: Path) -> list[str]:
+    """Returns the scripts that are made of a Lua file."""
+    if path.parent.name != LIBRARIES:
+        return [path.stem]
+    sources = load_sources()
+    return [name for name in load_scripts() if path.stem in libraries_of(sources[name], sources)]
+
+
 def _nearest(mutant: Mutant) -> list[str]:
     path = Path(mutant.file)
     if path.suffix == ".lua":
-        own = f"tests/lua/test_{path.stem}.py"
-        return [own] if (ROOT / own).exists() else _NEAREST.get(path.parent.name, [])
+        named = [f"tests/lua/test_{name}.py" for name in _scripts_with(path)]
+        own = [each for each in named if (ROOT / each).exists()]
+        return own or _NEAREST.get(path.parent.name, [])
     return _NEAREST.get(path.stem, [])
 
 

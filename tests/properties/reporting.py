@@ -42,7 +42,8 @@ from redis_batches.buffer.store import Store
 from redis_batches.core.errors import BatchesError
 from redis_batches.core.model import Bells
 from redis_batches.core.settings import Settings
-from redis_batches.driver.scripts import folder, load_scripts
+from redis_batches.driver.scripts import load_scripts
+from redis_batches.driver.sources import folder
 from redis_batches.runs.running import running
 from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.properties import fates, outages

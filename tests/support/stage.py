@@ -14,7 +14,7 @@ from redis_batches.testing.clock import Clock
 from tests.support import raw, steps
 
 #: What the scripts are called with: as much as possible happens at once.
-COMMON = {"group": steps.GROUP.id, "route": steps.GROUP.route, "flush_every": 3, "interval_ms": 0}
+COMMON = {"group": steps.GROUP.id, "route": steps.GROUP.route, "trigger": "3:0"}
 OWN = ("own", "n", "", "", b"2")
 VALUES: dict[str, dict[str, Any]] = {
     "push": {
@@ -61,11 +61,10 @@ VALUES: dict[str, dict[str, Any]] = {
     "sweep": {
         "sweeper": "anne",
         "fresh_ms": 1000,
-        "interval_ms": 0,
+        "trigger": "1:0",
         "longest_ms": 0,
         "greet": 1,
         "limit": 10,
-        "flush_every": 1,
         "window_ms": 1000,
     },
     "reclaim": {"token": "held", "window_ms": 1000, "seen_dead": 1, "step": 1000},

@@ -101,7 +101,7 @@ def later(here: InProcess, clock: Clock) -> None:
     store = here.task.inspector._store
     store._redis.clock = clock
     clock.advance(HOUR)
-    swept = store.sweep(10_000)
+    swept = store.sweep(Trigger(3, 10_000))
     for found, ids in swept.ready:
         bells = store.promote(found, ids, here.task.trigger)
         here.bells += [bells] * max(bells.count, 1)

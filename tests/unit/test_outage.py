@@ -8,6 +8,7 @@ import pytest
 
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import StoreError, Unanswered
+from redis_batches.core.model import Trigger
 from redis_batches.core.outage import Breaker, Quiet
 from redis_batches.core.settings import Settings
 from redis_batches.driver.connection import connect
@@ -147,7 +148,7 @@ def test_a_guarded_client_sends_nothing_while_it_is_open(time: Time) -> None:
         store.waiting("group")
     fail(breaker, time, 1)
 
-    for ask in (lambda: store.waiting("group"), lambda: store.sweep(1000)):
+    for ask in (lambda: store.waiting("group"), lambda: store.sweep(Trigger(3, 1000))):
         with pytest.raises(Unanswered) as raised:
             ask()
         assert raised.value.passes_by_itself

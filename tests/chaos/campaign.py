@@ -21,7 +21,6 @@ from tests.chaos.faults import FAULTS, Faults
 from tests.chaos.ledger import Call, Log, Outcome, read_calls, read_notes, read_runs, read_waits
 from tests.chaos.waiter import PATIENCE
 from tests.chaos.watch import PlainWorker, Watch, read_meta
-from tests.support import raw
 
 #: Seconds in which everything must have run once the faults are over.
 DRAIN_TIMEOUT = PATIENCE
@@ -175,13 +174,13 @@ class Campaign:
 
     def _stores(self) -> dict[str, Store]:
         """Returns what asks the server that is the primary now, by the short name of the task."""
-        client, settings = raw.client(self._cluster.store), Settings(namespace=tasks.NAMESPACE)
+        client, settings = self._cluster.store.client, Settings(namespace=tasks.NAMESPACE)
         return {
             name: Store(client, settings, getattr(tasks, name).name) for name in tasks.INTERVALS
         }
 
     def _sample(self, seconds: float) -> Sample:
-        client = raw.client(self._cluster.store)
+        client = self._cluster.store.client
         memory = int(client.info("memory")["used_memory"])
         return Sample(seconds, memory, int(client.dbsize()), self._total("waiting"))
 
@@ -191,11 +190,11 @@ class Campaign:
         return ended and self._cluster.quiet and self._plain.is_idle()
 
     def _strays(self) -> list[str]:
-        keys = [key.decode() for key in raw.client(self._cluster.store).keys("*")]
+        keys = [key.decode() for key in self._cluster.store.client.keys("*")]
         return sorted(key for key in keys if key.rpartition(":")[2] not in LASTING)
 
     def _content(self, key: str) -> str:
-        client = raw.client(self._cluster.store)
+        client = self._cluster.store.client
         kind = client.type(key).decode()
         reads: dict[str, Callable[[], Any]] = {
             "hash": lambda: client.hgetall(key),

@@ -281,7 +281,7 @@ class Held(Lease):
     def __init__(self) -> None:
         nothing: Any = None
         bells, now = Bells("", "", 0, 0), monotonic()
-        super().__init__(nothing, Trigger(1, 0), "token", "group", 1, 0, bells, (), now)
+        super().__init__(nothing, nothing, "stores", Trigger(1, 0), "token", 1, bells, (), now)
 
     def extend(self, through: Any = None) -> bool:
         """Says that it is kept."""

@@ -30,7 +30,7 @@ class Held(Lease):
     def __init__(self) -> None:
         nothing: Any = None
         bells, now = Bells("", "", 0, 0), monotonic()
-        super().__init__(nothing, Trigger(1, 0), "token", "group", 9, 0, bells, (), now)
+        super().__init__(nothing, nothing, "task", Trigger(1, 0), "token", 9, bells, (), now)
         self.acked: list[str] = []
         self.fails: Exception | None = None
 

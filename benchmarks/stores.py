@@ -11,8 +11,9 @@ import redis
 
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Group, Outgoing, Trigger
+from redis_batches.core.requests import Group, Outgoing
 from redis_batches.core.settings import Settings
+from redis_batches.core.triggers import Trigger
 from redis_batches.driver.connection import connect
 from redis_batches.testing.server import EmbeddedServer
 

@@ -12,7 +12,9 @@ from benchmarks.values import Column, Row, Values
 from redis_batches.buffer.chunks import PUSH_CHUNK, RELEASE_CHUNK
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Group, Outcome, Trigger, Verb
+from redis_batches.core.outcomes import Outcome, Verb
+from redis_batches.core.requests import Group
+from redis_batches.core.triggers import Trigger
 
 LARGE, PAYLOAD = 1000, 1000
 #: Due at once, so that a sweep finds what a claim left.

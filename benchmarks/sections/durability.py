@@ -8,7 +8,7 @@ from benchmarks.bench import Bench, Section
 from benchmarks.stores import HOUR_MS, push, store_at, timed
 from benchmarks.values import Column, Row, Values
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Trigger
+from redis_batches.core.triggers import Trigger
 from redis_batches.testing.server import EmbeddedServer
 
 TRIGGER = Trigger(100, HOUR_MS)

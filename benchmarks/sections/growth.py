@@ -14,7 +14,8 @@ from benchmarks.stores import GROUP, HOUR_MS, fill, leased, push, store_at, time
 from benchmarks.values import Column, Row, Values
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Group, Trigger
+from redis_batches.core.requests import Group
+from redis_batches.core.triggers import Trigger
 from redis_batches.testing.server import EmbeddedServer
 
 EVERY = 100

@@ -11,8 +11,8 @@ from benchmarks.bench import Bench, Section
 from benchmarks.stores import GROUP, HOUR_MS, cpu_seconds, outgoing
 from benchmarks.values import Column, Row, Values
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Bells, Trigger
 from redis_batches.core.settings import Settings
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.driver.connection import connect
 from redis_batches.testing.server import EmbeddedServer
 from redis_batches.upkeep.schedule import PacedSweeper

@@ -20,7 +20,7 @@ from kombu import Exchange, Message, Queue
 from kombu.serialization import dumps
 
 from redis_batches.app.state import runtime_of
-from redis_batches.core.model import Bells
+from redis_batches.core.triggers import Bells
 
 logger = get_logger(__name__)
 

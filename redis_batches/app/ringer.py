@@ -11,7 +11,7 @@ from logging import getLogger
 from time import monotonic
 from typing import NamedTuple
 
-from redis_batches.core.model import Bells
+from redis_batches.core.triggers import Bells
 from redis_batches.upkeep import threads
 
 logger = getLogger(__name__)

@@ -9,7 +9,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 from kombu import Queue
 
-from redis_batches.core.model import Group
+from redis_batches.core.requests import Group
 
 logger = get_logger(__name__)
 

@@ -18,9 +18,9 @@ from redis_batches.buffer.registry import Registry
 from redis_batches.buffer.store import Store
 from redis_batches.buffer.stores import Stores
 from redis_batches.core.errors import OptionError
-from redis_batches.core.model import Bells
 from redis_batches.core.outage import Quiet
 from redis_batches.core.settings import HEARTBEATS_PER_LEASE, Settings
+from redis_batches.core.triggers import Bells
 from redis_batches.upkeep.heartbeat import Heartbeat
 
 #: What forks have left behind.

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from redis_batches.buffer.replies import Indexed, read_indexed, read_request
-from redis_batches.core.model import Claimed, Trigger
+from redis_batches.core.requests import Claimed
+from redis_batches.core.triggers import Trigger
 from redis_batches.driver.executor import Executor
 from redis_batches.wire.envelope import text
 

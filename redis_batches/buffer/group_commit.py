@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 from redis_batches.buffer.chunks import PUSH_BYTES, PUSH_CHUNK
 from redis_batches.core.age import Age
 from redis_batches.core.errors import BatchesError, StoreError
-from redis_batches.core.model import Bells, Group, Outgoing, Pushed, Status, Trigger
+from redis_batches.core.requests import Group, Outgoing, Pushed, Status
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.driver.deadline import until
 
 #: Seconds after which those that wait look whether there still is a leader.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from redis_batches.buffer.chunks import ACK_CHUNK
 from redis_batches.buffer.replies import Indexed, read_envelope, read_group, read_indexed
-from redis_batches.core.model import Trigger
+from redis_batches.core.triggers import Trigger
 from redis_batches.driver.executor import Executor
 from redis_batches.wire.envelope import text
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from redis_batches.buffer.chunks import ACK_CHUNK, RELEASE_CHUNK, chunked
 from redis_batches.core.errors import LeaseLost
-from redis_batches.core.model import Bells, Claimed, Outcome, Trigger
+from redis_batches.core.outcomes import Outcome
+from redis_batches.core.requests import Claimed
 from redis_batches.core.settings import DEDUPLICATION_CALLS, DEDUPLICATION_WINDOW_MS, Settings
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.driver.executor import Executor
 
 

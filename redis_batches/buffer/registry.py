@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from logging import getLogger
 from typing import Any
 
-from redis_batches.core.model import Trigger
 from redis_batches.core.outage import Quiet
 from redis_batches.core.settings import check_trigger
+from redis_batches.core.triggers import Trigger
 from redis_batches.driver.executor import Client, Clock, Executor, server_time
 from redis_batches.driver.keys import NamespaceKeys
 

@@ -7,17 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis_batches.core.errors import ScriptReplyError
-from redis_batches.core.model import (
-    Attempts,
-    Bells,
-    Claimed,
-    Found,
-    Idle,
-    Place,
-    Pushed,
-    Status,
-    Swept,
-)
+from redis_batches.core.outcomes import Found, Idle, Place, Swept
+from redis_batches.core.requests import Attempts, Claimed, Pushed, Status
+from redis_batches.core.triggers import Bells
 from redis_batches.driver.scripts import shape
 from redis_batches.wire.envelope import text
 

@@ -32,17 +32,8 @@ from redis_batches.buffer.replies import (
     read_swept,
 )
 from redis_batches.core.age import Age
-from redis_batches.core.model import (
-    Bells,
-    Claimed,
-    Found,
-    Group,
-    Idle,
-    Outgoing,
-    Pushed,
-    Swept,
-    Trigger,
-)
+from redis_batches.core.outcomes import Found, Idle, Swept
+from redis_batches.core.requests import Claimed, Group, Outgoing, Pushed
 from redis_batches.core.settings import (
     DEDUPLICATION_WINDOW_MS,
     PUT_BACK_DELAY_MS,
@@ -50,6 +41,7 @@ from redis_batches.core.settings import (
     REVOKED_WINDOW_MS,
     Settings,
 )
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.driver.executor import Client, Clock, Executor, server_time
 from redis_batches.driver.keys import Keys
 from redis_batches.wire.envelope import text

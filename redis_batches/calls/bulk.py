@@ -25,7 +25,7 @@ from redis_batches.core.errors import (
     ResendTooLate,
     UnusableCall,
 )
-from redis_batches.core.model import Outgoing, Status
+from redis_batches.core.requests import Outgoing, Status
 
 Pair: TypeAlias = tuple[Any, Any]
 

@@ -18,7 +18,7 @@ from redis_batches.buffer.group_commit import Committed
 from redis_batches.calls.push import committing, finish
 from redis_batches.calls.template import Template, somebody_listens, takes_templates
 from redis_batches.core.batch_task import BatchTask
-from redis_batches.core.model import Outgoing
+from redis_batches.core.requests import Outgoing
 
 
 class Way(NamedTuple):

@@ -24,7 +24,7 @@ from redis_batches.core.errors import (
     ResendTooLate,
     StoreError,
 )
-from redis_batches.core.model import Group, Outgoing, Pushed, Status
+from redis_batches.core.requests import Group, Outgoing, Pushed, Status
 
 logger = get_logger(__name__)
 

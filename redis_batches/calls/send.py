@@ -25,7 +25,7 @@ from redis_batches.calls.push import committing, finish, push, push_body
 from redis_batches.calls.sent_events import SentEvents
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import OptionError
-from redis_batches.core.model import Group, Outgoing, Status
+from redis_batches.core.requests import Group, Outgoing, Status
 from redis_batches.core.settings import check_task_id
 from redis_batches.wire import protocol
 from redis_batches.wire.envelope import Envelope, encode, held_size

@@ -15,7 +15,7 @@ from kombu.utils.uuid import uuid
 from redis_batches.app.state import runtime_of
 from redis_batches.calls.send import Hop, Made
 from redis_batches.core.batch_task import BatchTask
-from redis_batches.core.model import Outgoing
+from redis_batches.core.requests import Outgoing
 from redis_batches.wire.envelope import Encoder, held_size
 from redis_batches.wire.options import check_call
 

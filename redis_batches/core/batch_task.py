@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from redis_batches.core.model import Trigger
+from redis_batches.core.triggers import Trigger
 
 
 class BatchTask(Protocol):

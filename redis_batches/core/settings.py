@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from redis_batches.core.errors import InvalidTaskId, OptionError, UnknownOption
-from redis_batches.core.model import Trigger
+from redis_batches.core.triggers import Trigger
 
 MAX_FLUSH_EVERY = 10_000
 MAX_FLUSH_INTERVAL = 7 * 24 * 3600

@@ -5,7 +5,7 @@ from __future__ import annotations
 from redis_batches.app.doorbell import ring
 from redis_batches.buffer.store import Store
 from redis_batches.core.batch_task import BatchTask
-from redis_batches.core.model import Bells
+from redis_batches.core.triggers import Bells
 
 #: Doorbells that are rung for one group.
 MAX_FORCED = 16

@@ -14,7 +14,8 @@ from redis_batches.buffer.index import Parked
 from redis_batches.buffer.replies import Indexed
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import BatchesError, RouteLost
-from redis_batches.core.model import Attempts, Bells, Group, Trigger
+from redis_batches.core.requests import Attempts, Group
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.wire.envelope import decode
 
 _ByGroup: TypeAlias = dict[str, list[str]]

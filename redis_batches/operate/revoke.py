@@ -14,7 +14,8 @@ from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.calls.result import LateResult
 from redis_batches.core.batch_task import BatchTask
-from redis_batches.core.model import Place, Trigger
+from redis_batches.core.outcomes import Place
+from redis_batches.core.triggers import Trigger
 from redis_batches.runs.runner import Runner
 from redis_batches.runs.state_writer import PATIENCE
 from redis_batches.wire.stamps import has_stamp, stamp_keys

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from redis_batches.core.model import Outcome, Verb
+from redis_batches.core.outcomes import Outcome, Verb
 
 
 class Fate(Enum):

@@ -20,7 +20,7 @@ from redis_batches.core.errors import (
     ResultKeyError,
     ResultTypeError,
 )
-from redis_batches.core.model import Outcome, Verb
+from redis_batches.core.outcomes import Outcome, Verb
 from redis_batches.runs.endings import VERDICTS, failure_of, is_exception, is_time_limit, shown
 from redis_batches.runs.request import SimpleRequest
 from redis_batches.wire.options import check_call, delay_of

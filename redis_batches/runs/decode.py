@@ -13,7 +13,7 @@ from kombu.serialization import prepare_accept_content
 from redis_batches.buffer.lease import Lease
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import BatchesError, PutBackTooOften
-from redis_batches.core.model import Claimed
+from redis_batches.core.requests import Claimed
 from redis_batches.core.settings import Settings
 from redis_batches.runs.request import SimpleRequest
 from redis_batches.wire import protocol

@@ -9,7 +9,8 @@ from celery.exceptions import Retry, TaskRevokedError
 from celery.utils.log import get_logger
 
 from redis_batches.buffer.lease import Lease
-from redis_batches.core.model import Bells, Outcome, Verb
+from redis_batches.core.outcomes import Outcome, Verb
+from redis_batches.core.triggers import Bells
 from redis_batches.runs.batch import Batch, Fate
 from redis_batches.runs.endings import VERDICTS, is_exception, shown
 from redis_batches.runs.request import SimpleRequest

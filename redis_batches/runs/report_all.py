@@ -7,7 +7,7 @@ from typing import Any
 
 from celery.utils.log import get_logger
 
-from redis_batches.core.model import Verb
+from redis_batches.core.outcomes import Verb
 from redis_batches.runs import report
 from redis_batches.runs.batch import Fate
 from redis_batches.runs.canvas import is_plain

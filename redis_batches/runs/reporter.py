@@ -14,7 +14,7 @@ from redis_batches.buffer.chunks import chunked
 from redis_batches.buffer.lease import Lease
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import StoreError
-from redis_batches.core.model import Outcome, Verb
+from redis_batches.core.outcomes import Outcome, Verb
 from redis_batches.runs import canvas, report
 from redis_batches.runs.batch import Batch, Fate
 from redis_batches.runs.decide import Action, Rules

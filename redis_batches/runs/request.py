@@ -12,8 +12,8 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from redis_batches.buffer.lease import Lease
 from redis_batches.core.batch_task import BatchTask
-from redis_batches.core.model import Attempts, Claimed
 from redis_batches.core.printable import printable
+from redis_batches.core.requests import Attempts, Claimed
 from redis_batches.runs.batch import Batch
 from redis_batches.wire import protocol
 from redis_batches.wire.envelope import Envelope

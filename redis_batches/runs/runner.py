@@ -18,7 +18,8 @@ from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import BatchesError, LeaseLost, StoreError
-from redis_batches.core.model import Bells, Idle, Verb
+from redis_batches.core.outcomes import Idle, Verb
+from redis_batches.core.triggers import Bells
 from redis_batches.runs import give_back
 from redis_batches.runs.decide import End, Ending, ending_of, results_of, seen_by_celery
 from redis_batches.runs.decode import Unrunnable, decode_claimed

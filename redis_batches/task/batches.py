@@ -19,8 +19,9 @@ from redis_batches.app.state import Runtime, runtime_of
 from redis_batches.calls.bulk import Bulk, pairs_of
 from redis_batches.calls.fast_path import FastPath
 from redis_batches.calls.send import stand_in
-from redis_batches.core.model import Trigger, Verb
+from redis_batches.core.outcomes import Verb
 from redis_batches.core.settings import check_name, check_task_id, make_trigger
+from redis_batches.core.triggers import Trigger
 from redis_batches.operate.flush import flush
 from redis_batches.operate.inspector import Inspector
 from redis_batches.operate.revoke import BatchResult

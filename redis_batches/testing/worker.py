@@ -16,7 +16,7 @@ from redis_batches import SimpleRequest, batched_task
 from redis_batches.app import doorbell
 from redis_batches.app.state import runtime_of
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Bells
+from redis_batches.core.triggers import Bells
 from redis_batches.testing.clock import Clock
 from redis_batches.upkeep.sweeper import Served, Sweeper
 from redis_batches.worker.served import batch_tasks

@@ -9,9 +9,10 @@ from logging import getLogger
 
 from redis_batches.buffer.store import SWEEP_LIMIT, Store
 from redis_batches.core.errors import BatchesError, StoreError
-from redis_batches.core.model import Bells, Swept, Trigger
 from redis_batches.core.outage import Quiet
+from redis_batches.core.outcomes import Swept
 from redis_batches.core.settings import MIN_INTERVAL_MS
+from redis_batches.core.triggers import Bells, Trigger
 
 logger = getLogger(__name__)
 

@@ -17,7 +17,7 @@ from celery.worker.control import Panel
 
 from redis_batches.app.state import runtime_of
 from redis_batches.core.errors import BatchesError
-from redis_batches.core.model import Place
+from redis_batches.core.outcomes import Place
 from redis_batches.operate.revoke import revoke, revoke_stamped
 from redis_batches.worker.served import batch_tasks
 

@@ -29,8 +29,8 @@ from redis_batches.app.doorbell import local_message, read_marker, ring
 from redis_batches.app.state import runtime_of
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import BacklogFull
-from redis_batches.core.model import Status
 from redis_batches.core.printable import printable
+from redis_batches.core.requests import Status
 from redis_batches.worker.incoming_call import IncomingCall, prepare
 from redis_batches.worker.unstored import Unstored
 

@@ -13,7 +13,7 @@ from kombu.serialization import registry  # type: ignore[attr-defined]
 from redis_batches.app.route import destination
 from redis_batches.app.state import runtime_of
 from redis_batches.core.batch_task import BatchTask
-from redis_batches.core.model import Group, Outgoing
+from redis_batches.core.requests import Group, Outgoing
 from redis_batches.core.settings import check_task_id
 from redis_batches.wire import protocol
 from redis_batches.wire.envelope import Envelope, encode, held_size, wrap

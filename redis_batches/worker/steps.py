@@ -20,7 +20,7 @@ from redis_batches.app.doorbell import ERRBACK, post, ring_now
 from redis_batches.app.ringer import Cause
 from redis_batches.app.state import runtime_of
 from redis_batches.core.batch_task import BatchTask
-from redis_batches.core.model import Bells
+from redis_batches.core.triggers import Bells
 from redis_batches.runs.next_batch import limits_of
 from redis_batches.upkeep.schedule import PacedSweeper
 from redis_batches.upkeep.sweep_thread import SweepThread

@@ -10,8 +10,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from celery.utils.log import get_logger
 
 from redis_batches.core.errors import BacklogFull, BatchesError, StoreError
-from redis_batches.core.model import Group
 from redis_batches.core.outage import Quiet
+from redis_batches.core.requests import Group
 
 logger = get_logger(__name__)
 

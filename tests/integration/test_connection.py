@@ -10,8 +10,8 @@ import pytest
 import redis
 
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Trigger
 from redis_batches.core.settings import Settings
+from redis_batches.core.triggers import Trigger
 from redis_batches.driver.client import Client, Packed, pack_script
 from redis_batches.driver.connection import connect
 from redis_batches.driver.pool import Pool

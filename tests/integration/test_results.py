@@ -17,7 +17,8 @@ from kombu.exceptions import OperationalError
 
 from redis_batches import LeaseLost, SimpleRequest, batched_task
 from redis_batches.buffer.lease import Lease
-from redis_batches.core.model import Attempts, Bells, Claimed, Trigger
+from redis_batches.core.requests import Attempts, Claimed
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.driver.guest import GuestScript
 from redis_batches.runs import earlier, report
 from redis_batches.runs.decide import Ending

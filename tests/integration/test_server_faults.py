@@ -15,8 +15,9 @@ import redis
 from redis_batches import StoreError
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Group, Outgoing, Pushed, Status, Trigger
+from redis_batches.core.requests import Group, Outgoing, Pushed, Status
 from redis_batches.core.settings import Settings
+from redis_batches.core.triggers import Trigger
 from redis_batches.driver.connection import connect
 from redis_batches.testing.server import EmbeddedServer
 from tests.support import raw

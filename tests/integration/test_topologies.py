@@ -22,8 +22,9 @@ from redis_batches import Batches, SimpleRequest, StoreError, batched_task
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.registry import Registry
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Group, Outgoing, Status, Trigger
+from redis_batches.core.requests import Group, Outgoing, Status
 from redis_batches.core.settings import Settings
+from redis_batches.core.triggers import Trigger
 from redis_batches.driver.connection import connect
 from redis_batches.driver.preflight import check_server
 from redis_batches.testing.server import EmbeddedServer, find_executable, free_port

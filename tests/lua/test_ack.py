@@ -7,7 +7,8 @@ import pytest
 from redis_batches.buffer import lease as lease_module
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import LeaseLost
-from redis_batches.core.model import Status, Trigger
+from redis_batches.core.requests import Status
+from redis_batches.core.triggers import Trigger
 from redis_batches.testing.clock import Clock
 from tests.support import steps
 

@@ -11,8 +11,10 @@ import redis
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.registry import Registry
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Group, Outcome, Outgoing, Trigger, Verb
+from redis_batches.core.outcomes import Outcome, Verb
+from redis_batches.core.requests import Group, Outgoing
 from redis_batches.core.settings import Settings
+from redis_batches.core.triggers import Trigger
 from redis_batches.driver.connection import connect
 from redis_batches.driver.sources import load_sources
 from redis_batches.operate.inspector import Inspector

@@ -11,7 +11,9 @@ from redis_batches.buffer.chunks import CANCEL_CHUNK, chunked
 from redis_batches.buffer.index import PAGE
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Found, Idle, Place, Status, Trigger
+from redis_batches.core.outcomes import Found, Idle, Place
+from redis_batches.core.requests import Status
+from redis_batches.core.triggers import Trigger
 from redis_batches.operate.revoke import Canceller
 from redis_batches.testing.clock import Clock
 from tests.support import raw, steps

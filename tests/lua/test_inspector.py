@@ -8,8 +8,10 @@ import redis
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import BatchesError
-from redis_batches.core.model import Bells, Group, Outcome, Outgoing, Trigger, Verb
+from redis_batches.core.outcomes import Outcome, Verb
+from redis_batches.core.requests import Group, Outgoing
 from redis_batches.core.settings import REVOKED_WINDOW_MS
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.operate.inspector import Inspector
 from redis_batches.testing.clock import Clock
 from redis_batches.wire.envelope import Envelope, encode

@@ -10,7 +10,8 @@ import redis
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import OutOfMemory
-from redis_batches.core.model import Idle, Status
+from redis_batches.core.outcomes import Idle
+from redis_batches.core.requests import Status
 from redis_batches.core.settings import Settings
 from redis_batches.testing.clock import Clock
 from redis_batches.testing.server import EmbeddedServer

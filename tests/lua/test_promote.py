@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Bells, Trigger
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.testing.clock import Clock
 from tests.support import steps
 

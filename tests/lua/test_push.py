@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Outgoing, Status, Trigger
+from redis_batches.core.requests import Outgoing, Status
+from redis_batches.core.triggers import Trigger
 from redis_batches.testing.clock import Clock
 from tests.support import steps
 

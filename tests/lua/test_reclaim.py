@@ -9,7 +9,7 @@ import pytest
 
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Bells, Trigger
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.testing.clock import Clock
 from tests.support import raw, steps
 

@@ -9,8 +9,8 @@ import redis
 
 from redis_batches.buffer import registry as module
 from redis_batches.buffer.registry import Registry
-from redis_batches.core.model import Trigger
 from redis_batches.core.outage import Quiet
+from redis_batches.core.triggers import Trigger
 from redis_batches.driver.keys import NamespaceKeys
 
 pytestmark = pytest.mark.usefixtures("stray_keys")

@@ -6,7 +6,8 @@ import pytest
 
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import LeaseLost
-from redis_batches.core.model import Idle, Outcome, Trigger, Verb
+from redis_batches.core.outcomes import Idle, Outcome, Verb
+from redis_batches.core.triggers import Trigger
 from redis_batches.testing.clock import Clock
 from tests.support import steps
 

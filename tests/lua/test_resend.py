@@ -6,7 +6,7 @@ import pytest
 
 from redis_batches.buffer.store import Store
 from redis_batches.core.age import Age
-from redis_batches.core.model import Outgoing, Status
+from redis_batches.core.requests import Outgoing, Status
 from redis_batches.core.settings import DEDUPLICATION_WINDOW_MS
 from redis_batches.testing.clock import Clock
 from tests.support import raw, steps

@@ -6,7 +6,9 @@ import pytest
 
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import RouteLost
-from redis_batches.core.model import Bells, Group, Idle, Trigger
+from redis_batches.core.outcomes import Idle
+from redis_batches.core.requests import Group
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.operate.inspector import Inspector
 from redis_batches.testing.clock import Clock
 from tests.support import raw, steps

@@ -11,8 +11,10 @@ import redis
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import LeaseLost
-from redis_batches.core.model import Idle, Outgoing, Trigger
+from redis_batches.core.outcomes import Idle
+from redis_batches.core.requests import Outgoing
 from redis_batches.core.settings import Settings
+from redis_batches.core.triggers import Trigger
 from redis_batches.testing.clock import Clock
 from tests.support import raw, steps
 

@@ -10,7 +10,9 @@ import pytest
 
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import StoreError, Unanswered
-from redis_batches.core.model import Bells, Group, Swept, Trigger
+from redis_batches.core.outcomes import Swept
+from redis_batches.core.requests import Group
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.testing.clock import Clock
 from redis_batches.upkeep.sweeper import Served, Sweeper
 from tests.support import raw, steps

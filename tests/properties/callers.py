@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from redis_batches.core.model import Bells, Place, Pushed, Status, Trigger
+from redis_batches.core.outcomes import Place
+from redis_batches.core.requests import Pushed, Status
 from redis_batches.core.settings import DEDUPLICATION_WINDOW_MS
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.operate.inspector import Inspector
 from redis_batches.operate.revoke import Canceller
 from tests.properties.workers import Workers

@@ -40,8 +40,8 @@ from redis_batches.app import doorbell
 from redis_batches.app.state import Runtime, runtime_of
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import BatchesError
-from redis_batches.core.model import Bells
 from redis_batches.core.settings import Settings
+from redis_batches.core.triggers import Bells
 from redis_batches.driver.scripts import load_scripts
 from redis_batches.driver.sources import folder
 from redis_batches.runs.running import running

@@ -16,7 +16,7 @@ from redis_batches import SimpleRequest
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import LeaseLost, StoreError
-from redis_batches.core.model import Bells
+from redis_batches.core.triggers import Bells
 from redis_batches.runs import canvas, report
 from redis_batches.runs.reporter import Reporter
 from redis_batches.runs.runner import Runner

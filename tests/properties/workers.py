@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from redis_batches.buffer.lease import Lease
 from redis_batches.core.errors import LeaseLost
-from redis_batches.core.model import Claimed, Idle, Outcome, Status, Trigger, Verb
+from redis_batches.core.outcomes import Idle, Outcome, Verb
+from redis_batches.core.requests import Claimed, Status
+from redis_batches.core.triggers import Trigger
 from tests.properties.world import GROUPS, LEASE, SECOND, Call, Doorbell, World
 from tests.support.state import ensure
 

@@ -13,8 +13,9 @@ from typing import Any
 import redis
 
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Bells, Group, Outgoing, Trigger
+from redis_batches.core.requests import Group, Outgoing
 from redis_batches.core.settings import Settings
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.driver.scripts import load_scripts
 from tests.support import raw
 from tests.support.state import Seen, State, ensure

@@ -7,7 +7,9 @@ from typing import Any
 
 from redis_batches.buffer.lease import Lease
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Group, Idle, Outcome, Outgoing, Pushed, Trigger, Verb
+from redis_batches.core.outcomes import Idle, Outcome, Verb
+from redis_batches.core.requests import Group, Outgoing, Pushed
+from redis_batches.core.triggers import Trigger
 from tests.support import raw
 from tests.support.state import State
 

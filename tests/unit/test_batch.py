@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from redis_batches.core.model import Outcome, Verb
+from redis_batches.core.outcomes import Outcome, Verb
 from redis_batches.runs.batch import Batch, Fate
 
 

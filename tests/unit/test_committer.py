@@ -16,8 +16,9 @@ from redis_batches.buffer.group_commit import Committed, Committer, PushKey
 from redis_batches.buffer.store import Store
 from redis_batches.core.age import Age
 from redis_batches.core.errors import StoreError
-from redis_batches.core.model import Group, Outgoing, Pushed, Status, Trigger
+from redis_batches.core.requests import Group, Outgoing, Pushed, Status
 from redis_batches.core.settings import Settings
+from redis_batches.core.triggers import Trigger
 from tests.support import raw
 from tests.support.waiting import wait_until
 

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redis_batches.core.errors import BatchesError, InvalidTaskId, OptionError
-from redis_batches.core.model import Trigger
 from redis_batches.core.settings import (
     HEARTBEATS_PER_LEASE,
     Settings,
@@ -23,6 +22,7 @@ from redis_batches.core.settings import (
     check_task_id,
     make_trigger,
 )
+from redis_batches.core.triggers import Trigger
 from redis_batches.task.checks import check_function
 
 WEEK = 7 * 24 * 3600

@@ -18,7 +18,7 @@ from celery.exceptions import (
 
 from redis_batches import OptionError, SimpleRequest, batched_task
 from redis_batches.core.errors import ResultCountError, ResultKeyError, ResultTypeError
-from redis_batches.core.model import Outcome, Verb
+from redis_batches.core.outcomes import Outcome, Verb
 from redis_batches.runs.decide import (
     Action,
     End,

@@ -13,7 +13,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from redis_batches.app import doorbell
 from redis_batches.app.doorbell import MARKER, is_token_of, new_token, read_marker
 from redis_batches.app.state import _inherited, runtime_of
-from redis_batches.core.model import Bells
+from redis_batches.core.triggers import Bells
 from redis_batches.testing.worker import in_process
 
 

@@ -34,7 +34,8 @@ from redis_batches.core.errors import (
     PutBackTooOften,
     StoreError,
 )
-from redis_batches.core.model import Outgoing, Trigger
+from redis_batches.core.requests import Outgoing
+from redis_batches.core.triggers import Trigger
 from redis_batches.runs import earlier, report, state_writer
 from redis_batches.testing.clock import Clock
 from redis_batches.testing.worker import InProcess, in_process

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from redis_batches.core.errors import BacklogFull, Unanswered
-from redis_batches.core.model import Group
 from redis_batches.core.outage import Quiet
+from redis_batches.core.requests import Group
 from redis_batches.worker.unstored import Unstored
 
 

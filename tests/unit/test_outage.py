@@ -8,9 +8,9 @@ import pytest
 
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import StoreError, Unanswered
-from redis_batches.core.model import Trigger
 from redis_batches.core.outage import Breaker, Quiet
 from redis_batches.core.settings import Settings
+from redis_batches.core.triggers import Trigger
 from redis_batches.driver.connection import connect
 from redis_batches.driver.patience import guard
 

@@ -15,7 +15,9 @@ from celery.exceptions import Ignore, Reject, Retry
 from redis_batches import LeaseLost, SimpleRequest, batched_task
 from redis_batches.buffer.lease import Lease
 from redis_batches.core.errors import StoreError
-from redis_batches.core.model import Attempts, Bells, Claimed, Outcome, Trigger, Verb
+from redis_batches.core.outcomes import Outcome, Verb
+from redis_batches.core.requests import Attempts, Claimed
+from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.runs.batch import Fate
 from redis_batches.runs.decide import End, ending_of
 from redis_batches.runs.report_all import report_all

@@ -10,7 +10,7 @@ import pytest
 
 from redis_batches.app import ringer as module
 from redis_batches.app.ringer import MOST_BELLS, Cause, Ringer
-from redis_batches.core.model import Bells
+from redis_batches.core.triggers import Bells
 
 
 class Belfry:

@@ -11,7 +11,8 @@ from celery import Celery
 from redis_batches import SimpleRequest, batched_task
 from redis_batches.app.state import runtime_of
 from redis_batches.buffer.store import Store
-from redis_batches.core.model import Swept, Trigger
+from redis_batches.core.outcomes import Swept
+from redis_batches.core.triggers import Trigger
 from redis_batches.driver.keys import NamespaceKeys
 from redis_batches.upkeep.sweep_thread import SweepThread
 from redis_batches.worker.steps import paced_sweeper

@@ -1,9 +1,8 @@
-"""What a request, a batch and a claim are, as plain values that no layer can change."""
+"""What a request is on its way in, while it waits, and when a batch has it."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -11,37 +10,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-
-@dataclass(frozen=True)
-class Trigger:
-    """When a batch is due.
-
-    It travels as one value, which `lua/lib/trigger.lua` reads. A new field goes to the end.
-
-    Attributes:
-        flush_every: Requests that make a full batch, and the most that one batch holds.
-        interval_ms: The longest time that the oldest request waits for others.
-    """
-
-    flush_every: int
-    interval_ms: int
-
-    @cached_property
-    def packed(self) -> str:
-        """Its text, for scripts and the registry."""
-        return f"{self.flush_every}:{self.interval_ms}"
-
-    @classmethod
-    def unpack(cls, packed: str) -> Trigger:
-        """Returns the trigger of a text, which may have more fields: a newer version's.
-
-        Raises:
-            ValueError: It is no trigger.
-        """
-        found = re.match(r"([0-9]{1,15}):([0-9]{1,15})(?::|$)", packed)
-        if not found:
-            raise ValueError(f"{packed!r:.100} is no trigger")
-        return cls(*map(int, found.groups()))
+from redis_batches.core.triggers import Bells
 
 
 @dataclass(frozen=True)
@@ -92,23 +61,6 @@ class Outgoing(NamedTuple):
     eta_ms: int | None
     envelope: bytes
     size: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Bells:
-    """Doorbells that a script booked and its caller must ring.
-
-    Attributes:
-        group: Id of the group to ring for.
-        route: Where to ring, as JSON text.
-        count: How many.
-        rung_ms: Server time at which they were booked, in ms.
-    """
-
-    group: str
-    route: str
-    count: int
-    rung_ms: int
 
 
 class Pushed(NamedTuple):
@@ -176,94 +128,3 @@ class Claimed(NamedTuple):
     since_ms: int
     attempts: Attempts
     envelope: bytes
-
-
-class Verb(str, Enum):
-    """How a batch gives a request back.
-
-    `RETRY_BATCH` is a retry because the batch as a whole failed. What has no outcome is `PUT_BACK`,
-    or `POSTPONE` if the cause lies outside the request: a shutdown, an outage, a newer version.
-    """
-
-    RETRY = "retry"
-    RETRY_BATCH = "retry_batch"
-    PUT_BACK = "put_back"
-    POSTPONE = "postpone"
-    DEAD = "dead"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A request that a batch gives back.
-
-    Attributes:
-        id: The task id.
-        verb: How.
-        delay_ms: Time until it may run again; 0 is at once. It doubles each time that the request
-            is put back or postponed.
-        error: What went wrong, kept for an operator.
-    """
-
-    id: str
-    verb: Verb
-    delay_ms: int = 0
-    error: str = ""
-
-
-class Place(str, Enum):
-    """Where a cancel found a request.
-
-    `LEASED` is leased to the canceller now; `IN_FLIGHT` is in a batch that runs; `DEAD` is a dead
-    letter; `GONE` is not stored; `ELSEWHERE` waits in another group.
-    """
-
-    LEASED = "leased"
-    IN_FLIGHT = "in_flight"
-    DEAD = "dead"
-    GONE = "gone"
-    ELSEWHERE = "elsewhere"
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A request that a cancel was asked for.
-
-    Attributes:
-        id: The task id.
-        place: Where it is.
-        group: Id of its group, or "".
-    """
-
-    id: str
-    place: Place
-    group: str
-
-
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """A claim that found nothing to run.
-
-    Attributes:
-        reason: "busy", "ended", "left", "not_due" or "empty".
-        wait_ms: For "not_due", the time until something may be.
-    """
-
-    reason: str
-    wait_ms: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """What a sweep found.
-
-    Attributes:
-        wait_ms: Time until something else wants attention, or None.
-        bells: Doorbells to ring, one per group.
-        expired: Tokens of runs that died, each with the id of its group.
-        ready: Ids whose delay is over, by group id.
-    """
-
-    wait_ms: int | None
-    bells: tuple[Bells, ...] = ()
-    expired: tuple[tuple[str, str], ...] = ()
-    ready: tuple[tuple[str, tuple[str, ...]], ...] = ()

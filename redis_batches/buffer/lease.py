@@ -36,6 +36,7 @@ class Lease:
         self,
         redis: Executor,
         settings: Settings,
+        *,
         task: str,
         trigger: Trigger,
         token: str,

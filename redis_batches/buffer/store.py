@@ -289,7 +289,14 @@ class Store(Reads):
         requests: tuple[Claimed, ...],
         asked: float,
     ) -> Lease:
-        settings = self.settings
         return Lease(
-            self._redis, settings, self.task, trigger, token, fence, bells, requests, asked
+            self._redis,
+            self.settings,
+            task=self.task,
+            trigger=trigger,
+            token=token,
+            fence=fence,
+            bells=bells,
+            requests=requests,
+            confirmed=asked,
         )

@@ -281,8 +281,17 @@ class Held(Lease):
 
     def __init__(self) -> None:
         nothing: Any = None
-        bells, now = Bells("", "", 0, 0), monotonic()
-        super().__init__(nothing, nothing, "stores", Trigger(1, 0), "token", 1, bells, (), now)
+        super().__init__(
+            nothing,
+            nothing,
+            task="task",
+            trigger=Trigger(1, 0),
+            token="token",
+            fence=1,
+            bells=Bells("group", "", 0, 0),
+            requests=(),
+            confirmed=monotonic(),
+        )
 
     def extend(self, through: Any = None) -> bool:
         """Says that it is kept."""

@@ -31,8 +31,17 @@ class Held(Lease):
 
     def __init__(self) -> None:
         nothing: Any = None
-        bells, now = Bells("", "", 0, 0), monotonic()
-        super().__init__(nothing, nothing, "task", Trigger(1, 0), "token", 9, bells, (), now)
+        super().__init__(
+            nothing,
+            nothing,
+            task="task",
+            trigger=Trigger(1, 0),
+            token="token",
+            fence=9,
+            bells=Bells("group", "", 0, 0),
+            requests=(),
+            confirmed=monotonic(),
+        )
         self.acked: list[str] = []
         self.fails: Exception | None = None
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any
@@ -23,7 +21,6 @@ from redis_batches.core.settings import (
     make_trigger,
 )
 from redis_batches.core.triggers import Trigger
-from redis_batches.task.checks import check_function
 
 WEEK = 7 * 24 * 3600
 NO_NUMBERS = [None, True, "1", b"1", [], {}, Decimal(1), 1j]
@@ -80,69 +77,6 @@ def test_any_value_is_allowed_or_an_option_error(value: object) -> None:
     for arguments in ((value, 1), (1, value)):
         with suppress(OptionError):
             assert 1 <= make_trigger(*arguments).flush_every <= 10_000
-
-
-# -- The function
-
-
-class Model:
-    """A class-based batch function."""
-
-    def method(self, requests: list[Any]) -> None:
-        """Takes the requests."""
-
-    def __call__(self, requests: list[Any]) -> None:
-        """Takes them, too."""
-
-
-def plain(requests: list[Any]) -> None:
-    """The usual one."""
-
-
-def with_more(requests: list[Any], *rest: Any, retries: int = 3, **options: Any) -> None:
-    """One that can take more."""
-
-
-@pytest.mark.parametrize(
-    "fun",
-    [
-        plain,
-        with_more,
-        lambda *requests: None,
-        Model(),
-        Model().method,
-        functools.partial(with_more, retries=1),
-        functools.wraps(plain)(lambda *args, **kwargs: None),
-    ],
-)
-def test_a_function_of_the_requests_is_allowed(fun: Callable[..., Any]) -> None:
-    """However it is written."""
-    check_function(fun, bound=False)
-
-
-@pytest.mark.parametrize(
-    "fun",
-    [
-        lambda: None,
-        lambda one, two: None,
-        lambda *, requests: None,
-        lambda requests, *, needed: None,
-        Model.method,
-        type,
-    ],
-)
-def test_a_function_that_cannot_take_the_requests_is_refused(fun: Callable[..., Any]) -> None:
-    """With what it should take."""
-    wanted = "must be a function that takes one positional argument, the list of requests"
-    with pytest.raises(OptionError, match=wanted):
-        check_function(fun, bound=False)
-
-
-def test_a_bound_function_takes_the_task_first() -> None:
-    """With `bind=True`."""
-    check_function(lambda self, requests: None, bound=True)
-    with pytest.raises(OptionError, match="must be a function that takes self and requests"):
-        check_function(plain, bound=True)
 
 
 # -- Names and ids

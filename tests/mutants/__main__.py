@@ -15,9 +15,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from tests.mutants.catalogue import Mutant, load
+from tests.mutants.catalogue import Misfit, Mutant, load
 from tests.mutants.trial import copy_tree, run
 
 
@@ -28,11 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = [
         (number, mutant)
         for number, mutant in numbered
-        if not options.mutants or {str(number), mutant.name, mutant.file} & {*options.mutants}
+        if not options.mutants or _names(number, mutant) & {*options.mutants}
     ]
-    unknown = {*options.mutants} - {
-        name for number, mutant in wanted for name in (str(number), mutant.name, mutant.file)
-    }
+    unknown = {*options.mutants}.difference(*(_names(*each) for each in wanted))
     if unknown:
         sys.exit(f"no such mutant: {', '.join(sorted(unknown))}")
     if options.list:
@@ -46,7 +45,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.mutants", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("mutants", nargs="*", help="numbers, names or files; all by default")
+    parser.add_argument(
+        "mutants", nargs="*", help="numbers, names, definitions or files; all by default"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="at a time (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print them, and try none")
     parser.add_argument("--quick", action="store_true", help="without tests on real workers")
@@ -70,9 +71,9 @@ def _try_all(wanted: Sequence[tuple[int, Mutant]], options: argparse.Namespace) 
         def attempt(mutant: Mutant | None) -> tuple[str, float, bool]:
             tree = trees.get()
             try:
-                if mutant and mutant.occurrences(tree) != 1:
-                    return "DOES NOT APPLY", 0.0, False
                 verdict = run(tree, mutant, options.quick)
+            except Misfit as exc:
+                return f"DOES NOT FIT: {exc}", 0.0, False
             finally:
                 trees.put(tree)
             if verdict.caught_by:
@@ -98,8 +99,16 @@ def _try_all(wanted: Sequence[tuple[int, Mutant]], options: argparse.Namespace) 
     return 1 if bad else 0
 
 
+def _names(number: int, mutant: Mutant) -> set[str]:
+    """What a mutant may be called on the command line."""
+    names = {str(number), mutant.name, mutant.definition}
+    with suppress(Misfit):
+        names.add(mutant.find().file)
+    return names
+
+
 def _line(number: int, mutant: Mutant) -> str:
-    return f"{number:3}  {mutant.name:22}  {mutant.file:27}  {mutant.what}"
+    return f"{number:3}  {mutant.name:22}  {mutant.definition:27}  {mutant.what}"
 
 
 if __name__ == "__main__":

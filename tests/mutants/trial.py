@@ -12,13 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from redis_batches.driver.scripts import load_scripts
-from redis_batches.driver.sources import LIBRARIES, libraries_of, load_sources
 from tests.mutants.catalogue import ROOT, Mutant
 
 _NOT_COPIED = (".git", ".venv*", ".servers", ".hypothesis", "*cache*", "dist", "build")
@@ -27,93 +25,30 @@ _NO_REAL_SERVER = ("-k", "not real and not stage and not headers")
 #: The test that failed; a file that cannot be loaded is none.
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+::\S+)", re.MULTILINE)
 
+#: The libraries of a script, in its header.
+_USES = re.compile(r"^-- Uses: (.*)$", re.MULTILINE)
+
 #: Seconds without a test that ends: what a mutant keeps busy for so long is caught, too. Each test
 #: may take as long as the machine is slow.
 SILENCE = 120
+#: Files of tests that import a module, at most, to be run before others for its sake.
+MAX_NEAREST = 6
 #: Seconds that tests have to end the processes that they have started.
 GRACE = 20
 #: Arguments of pytest.
 Tests: TypeAlias = tuple[str, ...]
 
-_WAY_BACK = [
-    "tests/unit/runs/test_batch.py",
-    "tests/unit/runs/test_decide.py",
-    "tests/unit/runs/test_reporter.py",
-    "tests/unit/runs/test_state_writer.py",
-    "tests/unit/runs/test_endings.py",
-    "tests/unit/runs/test_runner.py",
-    "tests/properties/test_untold.py",
-    "tests/properties/test_odd_requests.py",
-    "tests/integration/test_results.py",
-]
-#: The tests that are about a module of the package; those about a script have its name.
-_NEAREST = {
-    **dict.fromkeys(("reporter", "report", "report_all", "canvas", "earlier"), _WAY_BACK),
-    **dict.fromkeys(("batch", "decide", "decode", "drop", "give_back", "running"), _WAY_BACK),
-    "state_writer": _WAY_BACK,
-    "incoming": ["tests/integration/test_incoming.py"],
-    "incoming_call": ["tests/integration/test_incoming.py"],
-    "stamps": ["tests/lua/test_cancel.py", "tests/unit/operate/test_revoke.py"],
-    "canceller": ["tests/lua/test_cancel.py", "tests/unit/operate/test_revoke.py"],
-    "envelope": ["tests/unit/wire/test_envelope.py"],
-    "address": ["tests/unit/app/test_address.py"],
-    "group_commit": [
-        "tests/unit/buffer/test_group_commit.py",
-        "tests/integration/test_deadline.py",
-    ],
-    "connection": ["tests/unit/app/test_address.py", "tests/integration/test_topologies.py"],
-    "deadline": ["tests/integration/test_deadline.py"],
-    "client": [
-        "tests/unit/core/test_outage.py",
-        "tests/unit/driver/test_connection.py",
-        "tests/integration/test_connection.py",
-        "tests/integration/test_deadline.py",
-        "tests/integration/test_topologies.py",
-    ],
-    "chords": ["tests/unit/runs/test_endings.py", "tests/integration/test_way_back.py"],
-    "doorbell": ["tests/unit/app/test_doorbell.py"],
-    "endings": ["tests/unit/runs/test_endings.py"],
-    "heartbeat": ["tests/unit/upkeep/test_heartbeat.py"],
-    "unstored": ["tests/unit/worker/test_unstored.py"],
-    "inspector": ["tests/lua/test_inspector.py"],
-    "result": ["tests/integration/test_late_results.py"],
-    "lease": ["tests/lua/test_ack.py", "tests/lua/test_release.py", "tests/lua/test_extend.py"],
-    "protocol": ["tests/properties/test_odd_requests.py", "tests/unit/calls/test_call_options.py"],
-    "printable": ["tests/unit/core/test_printable.py"],
-    "bulk": ["tests/integration/test_replicas.py"],
-    "push": [
-        "tests/unit/task/test_batches.py",
-        "tests/unit/runs/test_endings.py",
-        "tests/integration/test_replicas.py",
-    ],
-    "send": ["tests/unit/calls/test_call_options.py"],
-    "request": ["tests/unit/core/test_printable.py", "tests/properties/test_odd_requests.py"],
-    # lua/results/store.lua is about the same.
-    "results": ["tests/integration/test_results.py"],
-    "states": ["tests/integration/test_results.py"],
-    "outage": ["tests/unit/core/test_outage.py"],
-    "schedule": ["tests/unit/upkeep/test_schedule.py"],
-    "server_errors": ["tests/integration/test_server_faults.py"],
-    "publisher": ["tests/unit/app/test_publisher.py"],
-    "registry": ["tests/lua/test_registry.py", "tests/unit/worker/test_sweeping.py"],
-    "control": ["tests/unit/operate/test_revoke.py"],
-    "replication": ["tests/integration/test_replicas.py"],
-    "revoke": ["tests/unit/operate/test_revoke.py"],
-    "ringer": ["tests/unit/app/test_ringer.py"],
-    "state": ["tests/unit/app/test_doorbell.py"],
-    "runner": [
-        "tests/unit/runs/test_runner.py",
-        "tests/unit/operate/test_revoke.py",
-        "tests/properties/test_odd_requests.py",
-        "tests/properties/test_untold.py",
-    ],
-    "scripts": ["tests/lua/test_scripts.py"],
-    "store": ["tests/lua/test_claim.py", "tests/lua/test_scripts.py", "tests/lua/test_promote.py"],
-    "sweeper": ["tests/lua/test_sweep.py"],
-    "threads": ["tests/unit/upkeep/test_threads.py"],
-    "steps": ["tests/unit/worker/test_sweeping.py"],
-    "sweep_thread": ["tests/unit/worker/test_sweeping.py"],
-    "doorbell_request": ["tests/unit/runs/test_runner.py"],
+#: The tests of `tests/integration` that are about files whose paths begin so.
+BY_WORKERS = {
+    "lua/results/": ["results"],
+    "redis_batches/app/chords": ["way_back"],
+    "redis_batches/buffer/group_commit": ["deadline"],
+    "redis_batches/calls/bulk": ["replicas"],
+    "redis_batches/calls/push": ["replicas"],
+    "redis_batches/calls/result": ["late_results"],
+    "redis_batches/driver/": ["connection", "deadline", "topologies", "replicas"],
+    "redis_batches/runs/": ["results"],
+    "redis_batches/worker/incoming": ["incoming"],
 }
 
 
@@ -134,26 +69,33 @@ class Verdict:
     seconds: float
 
 
-def stages(mutant: Mutant | None, quick: bool = False) -> Iterator[Tests]:
-    """Yields what to run for a mutant, or for the code as it is; if quick, without real workers."""
-    if mutant is not None and (nearest := _nearest(mutant)):
+def stages(file: str = "", quick: bool = False) -> Iterator[Tests]:
+    """Yields what to run for a change of a file, or for the code as it is.
+
+    Args:
+        file: From the root of the repository.
+        quick: Whether to leave out real workers, but for those that are nearest to the file.
+    """
+    if nearest := _nearest(file):
         yield (*nearest, *_NO_REAL_SERVER)
+    for beginning, names in BY_WORKERS.items():
+        if file.startswith(beginning):
+            yield _integration(*names)
     simulation = "tests/properties/test_simulation.py"
     quick_ones = [
         ("tests/lua", *_NO_REAL_SERVER),
         ("tests/unit", "--ignore=tests/unit/testing/test_server.py"),
         ("tests/properties", f"--ignore={simulation}"),
     ]
-    if mutant is not None and mutant.file.startswith("redis_batches/"):
+    if file.startswith("redis_batches/") and not file.startswith("redis_batches/buffer/"):
         quick_ones.append(quick_ones.pop(0))
     yield from quick_ones
     yield (simulation, "-k", "fakeredis")
     yield ("tests/lua", "-k", "real or stage")
     yield ("tests/fundamentals",)
-    yield ("tests/integration/test_server_faults.py",)
-    if not quick and (mutant is None or mutant.file.startswith("redis_batches/")):
-        workers = ("revoke", "faults", "outcomes", "shutdown", "dropin")
-        yield tuple(f"tests/integration/test_{name}.py" for name in workers)
+    yield _integration("server_faults")
+    if not quick and not file.startswith("lua/"):
+        yield _integration("revoke", "faults", "outcomes", "shutdown", "dropin")
 
 
 def copy_tree(to: Path) -> None:
@@ -163,34 +105,51 @@ def copy_tree(to: Path) -> None:
 
 def run(root: Path, mutant: Mutant | None, quick: bool = False) -> Verdict:
     """Runs the tests of a tree, with a mutant or as it is, until one fails."""
-    started, caught_by = time.monotonic(), None
-    before = mutant.apply(root) if mutant else ""
-    try:
-        for tests in stages(mutant, quick):
-            caught_by = _first_failure(root, tests)
-            if caught_by:
-                break
-    finally:
-        if mutant:
-            (root / mutant.file).write_text(before, "utf-8")
+    started = time.monotonic()
+    with ExitStack() as applied:
+        changed = applied.enter_context(mutant.applied(root)) if mutant else None
+        file = changed.relative_to(root).as_posix() if changed else ""
+        failures = (_first_failure(root, tests) for tests in stages(file, quick))
+        caught_by = next(filter(None, failures), None)
     return Verdict(caught_by, time.monotonic() - started)
 
 
-def _scripts_with(path: Path) -> list[str]:
-    """Returns the scripts that are made of a Lua file."""
-    if path.parent.name != LIBRARIES:
-        return [path.stem]
-    sources = load_sources()
-    return [name for name in load_scripts() if path.stem in libraries_of(sources[name], sources)]
+def _integration(*names: str) -> Tests:
+    return tuple(f"tests/integration/test_{name}.py" for name in names)
 
 
-def _nearest(mutant: Mutant) -> list[str]:
-    path = Path(mutant.file)
+def _nearest(file: str) -> list[str]:
+    """Returns the tests of a script, or of a module's folder and those that import the module."""
+    path = Path(file)
     if path.suffix == ".lua":
-        named = [f"tests/lua/test_{name}.py" for name in _scripts_with(path)]
-        own = [each for each in named if (ROOT / each).exists()]
-        return own or _NEAREST.get(path.parent.name, [])
-    return _NEAREST.get(path.stem, [])
+        return _nearest_to_script(path)
+    folder = f"tests/unit/{path.parent.name}"
+    if not file or not (ROOT / folder).is_dir():
+        return []
+    package, module = ".".join(path.parent.parts), path.stem
+    imports = re.compile(rf"{re.escape(package)}(?:\.| import ){module}\b")
+    others = [
+        test.relative_to(ROOT).as_posix()
+        for tests in ("unit", "lua", "properties")
+        for test in sorted((ROOT / "tests" / tests).rglob("test_*.py"))
+        if test.parent != ROOT / folder and imports.search(test.read_text("utf-8"))
+    ]
+    # What most tests import says nothing of any.
+    return [folder, *others] if len(others) <= MAX_NEAREST else [folder]
+
+
+def _nearest_to_script(path: Path) -> list[str]:
+    """Returns the tests of a script, or of those that a library is a part of."""
+    uses = {
+        each.stem: {*re.findall(r"\w+", " ".join(_USES.findall(each.read_text("utf-8"))))}
+        for each in (ROOT / "lua").rglob("*.lua")
+    }
+    names = {path.stem}
+    while more := {name for name, used in uses.items() if used & names} - names:
+        names |= more
+    found = [f"tests/lua/test_{name}.py" for name in sorted(names)]
+    found = [test for test in found if (ROOT / test).exists()]
+    return found if len(found) <= MAX_NEAREST else []
 
 
 def _first_failure(root: Path, tests: Tests) -> str | None:

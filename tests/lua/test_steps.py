@@ -176,6 +176,29 @@ def test_a_batch_of_several_steps_does_not_begin_before_its_time(
     assert steps.waiting(store) == before
 
 
+@pytest.mark.parametrize("why", ["there twice", "runs already", "gone"])
+def test_what_counts_for_nothing_makes_no_batch_full_that_takes_several_steps(
+    store: Store, why: str
+) -> None:
+    """Only the entries of what lies behind the first step are looked at, so it is asked for."""
+    client, pending = raw.client(store), raw.key(store, "pending", steps.GROUP.id)
+    steps.push(store, "g", trigger=SEVEN)
+    entry = client.lindex(pending, 0)
+    if why == "runs already":
+        steps.claim(store, SEVEN, force=True)
+    elif why == "gone":
+        client.hdel(raw.key(store, "items"), "g")
+    client.lrem(pending, 0, entry)
+    steps.push(store, *"abcdef", trigger=SEVEN)
+    client.rpush(pending, client.lindex(pending, 0) if why == "there twice" else entry)
+
+    found = steps.try_claim(store, SEVEN)
+    # Nothing that is sound is left of this.
+    client.delete(*client.keys(raw.key(store, "items").removesuffix("items") + "*"))
+    assert isinstance(found, Idle)
+    assert found.reason == "not_due"
+
+
 def test_a_batch_that_is_full_by_its_bytes_begins(store: Store) -> None:
     """Also if that shows in a later step only."""
     steps.limit(store, flush_bytes=500)

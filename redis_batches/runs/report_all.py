@@ -55,7 +55,7 @@ def _decide_or_fail(reporter: Reporter, request: SimpleRequest, exc: Any, verb: 
     except Exception as why:
         if reporter.writer.may_pass(why) or reporter.batch.is_decided(request.id):
             raise
-        reporter.fail(request, why)
+        reporter.fail_instead(request, why)
         return False
 
 

@@ -15,7 +15,7 @@ from redis_batches.buffer.lease import Lease
 from redis_batches.core.batch_task import BatchTask
 from redis_batches.core.errors import StoreError
 from redis_batches.core.outcomes import Outcome, Verb
-from redis_batches.runs import canvas, report
+from redis_batches.runs import canvas, earlier, report
 from redis_batches.runs.batch import Batch, Fate
 from redis_batches.runs.decide import Action, Rules
 from redis_batches.runs.endings import failure_of, shown
@@ -75,6 +75,10 @@ class Reporter:
         """
         failure = failure_of(exc)
         self._report(request, failure, lambda: self._write_failure(request, failure))
+
+    def fail_instead(self, request: SimpleRequest, exc: Exception) -> None:
+        """Fails one request whose outcome could not be written, unless it is stored after all."""
+        self._report(request, exc, lambda: self._write_failure_instead(request, exc))
 
     def revoke(self, request: SimpleRequest, reason: str) -> None:
         """Reports of one request that it will not run.
@@ -298,7 +302,14 @@ class Reporter:
                 raise
             logger.error("%s[%s] cannot report its result: %r", request.name, request.id, exc)
             failure = exc
-        return self._write_failure(request, failure)
+        return self._write_failure_instead(request, failure)
+
+    def _write_failure_instead(self, request: SimpleRequest, exc: Exception) -> bool:
+        """Writes a failure, unless what could not be written was stored all the same."""
+        settled = self.writer.patiently(partial(earlier.settled, self.task, [request]))
+        for _, meta in settled:
+            self.writer.patiently(partial(earlier.report_rest, self.task, request, meta))
+        return bool(settled) or self._write_failure(request, exc)
 
     def _write_failure(self, request: SimpleRequest, exc: Exception) -> bool:
         return self.writer.write(partial(report.failure, self.task, request, exc))

@@ -442,6 +442,48 @@ def test_what_is_put_back_again_and_again_ends(results: fakeredis.FakeServer, cl
         assert "not today" in letter.error
 
 
+@pytest.mark.parametrize("end", [SoftTimeLimitExceeded, OfItsOwn])
+def test_what_was_stored_when_something_broke_in_stays(
+    results: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    """The run does not know that it was; what it ends with is the outcome of the others alone."""
+    store = report.failure
+
+    def store_and_break_off(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.undo()
+        store(*args, **kwargs)
+        raise end
+
+    def function(requests: list[SimpleRequest]) -> None:
+        requests[0].fail(Wrong())
+
+    with in_process(function, 2, results=results) as here:
+        calls = here.task.delay_many([(1,), (2,)])
+        monkeypatch.setattr(report, "failure", store_and_break_off)
+        answer(here)
+
+        assert isinstance(calls[0].result, Wrong)
+        assert not isinstance(calls[1].result, Wrong)
+        assert waits(here) == {}
+
+
+def test_what_was_taken_back_is_not_decided_any_more(results: fakeredis.FakeServer) -> None:
+    """Whoever still has a request of a run that ended its process says nothing of it."""
+    kept = []
+
+    def function(requests: list[SimpleRequest]) -> None:
+        kept.extend(requests)
+        raise SystemExit(3)
+
+    with in_process(function, 1, results=results) as here:
+        call = here.task.delay()
+        answer(here)
+        kept[0].succeed("too late")
+
+        assert call.state == "PENDING"
+        assert waits(here) == {"waiting": 1}
+
+
 def test_what_can_be_told_to_nobody_ends_all_the_same(
     results: fakeredis.FakeServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

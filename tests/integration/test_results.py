@@ -89,12 +89,12 @@ class Stored:
         self._messages.psubscribe("*")
         self._messages.get_message(timeout=5)
 
-    def request(self, task_id: str, headers: dict[str, Any]) -> SimpleRequest:
+    def request(self, task_id: str, headers: dict[str, Any], embed: Any = None) -> SimpleRequest:
         """Returns a call as a claim does."""
         return SimpleRequest.of(
             "stores",
             Claimed(task_id, 0, Attempts(), b""),
-            Envelope(dict(headers), ((1,), {"a": "b"}, None)),
+            Envelope(dict(headers), ((1,), {"a": "b"}, embed)),
             hostname="w@here",
             route={"routing_key": "celery"},
             ignore_result=False,
@@ -344,6 +344,18 @@ def test_a_run_that_was_paused_while_it_told_changes_nothing(
         told = task.AsyncResult("a")
         assert (told.state, repr(told.result)) == (state, repr(result))
         stored.client.flushdb()
+
+
+def test_a_run_that_was_paused_fails_no_step_behind_its_call(stored: Stored) -> None:
+    """Another run told that the call succeeded, and its next step is on its way."""
+    task = stored.task
+    request = stored.request("a", {}, {"chain": [task.s(2).set(task_id="b")]})
+    with pytest.raises(LeaseLost):
+        write(
+            task, partial(report.failure, task, request, raised("late")), Paused(stored, *OTHERS[0])
+        )
+
+    assert [task.AsyncResult(task_id).state for task_id in "ab"] == ["SUCCESS", "PENDING"]
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["lost", "half"])

@@ -15,7 +15,9 @@ import pytest
 import redis
 from billiard import common
 from celery import _state, chord, group, signature  # type: ignore[attr-defined]
+from celery.backends.redis import RedisBackend
 from celery.exceptions import (
+    ChordError,
     Ignore,
     Reject,
     Retry,
@@ -484,6 +486,21 @@ def test_what_was_taken_back_is_not_decided_any_more(results: fakeredis.FakeServ
         assert waits(here) == {"waiting": 1}
 
 
+def test_what_nobody_decided_runs_again_at_once(
+    results: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not left to the end of the lease."""
+    with in_process(returns_one, 1, results=results) as here:
+        call = here.task.delay()
+        with monkeypatch.context() as patch:
+            patch.setattr("redis_batches.runs.runner.report_all", lambda *_: False)
+            answer(here)
+        assert waits(here) == {"waiting": 1}
+        answer(here)
+
+        assert call.state == "SUCCESS"
+
+
 def test_what_can_be_told_to_nobody_ends_all_the_same(
     results: fakeredis.FakeServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -855,6 +872,36 @@ def test_the_body_of_a_chord_is_sent_patiently(
         assert refused == [result.id] * 3
         assert result.get(timeout=1) == [1, 2]
         assert here.task.stats()["pushed"] == 3
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_unknown_error_leaves_no_part_of_a_chord_uncounted(
+    results: fakeredis.FakeServer, clock: Clock, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """It is not the part's, whose state is stored."""
+
+    def function(requests: list[SimpleRequest]) -> list[Any]:
+        return [
+            Wrong() if request.args[0] == 1 and fails else request.args[0] for request in requests
+        ]
+
+    count, raised = RedisBackend.on_chord_part_return, list[str]()
+
+    def on_chord_part_return(backend: Any, request: Any, state: Any, result: Any) -> Any:
+        if not raised:
+            raised.append(request.id)
+            raise redis.ResponseError("ERR something odd")
+        return count(backend, request, state, result)
+
+    monkeypatch.setattr(RedisBackend, "on_chord_part_return", on_chord_part_return)
+    with in_process(function, 1, results=results) as here, current(here):
+        result = (group(here.task.s(1), here.task.s(2)) | here.task.s()).apply_async()
+        for _ in range(4):
+            answer_rest(here)
+            later(here, clock)
+
+        assert len(raised) == 1
+        assert isinstance(result.result, ChordError) if fails else result.result == [1, 2]
 
 
 # -- Whose fault it is

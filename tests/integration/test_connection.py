@@ -197,3 +197,20 @@ def test_a_connection_of_another_thread_outlives_a_loss(
     pool.keep(used, answered=True)
     assert ask("b") == b"b"
     assert client.connection_pool is pool
+
+
+def test_a_server_that_became_a_replica_is_not_asked_by_the_same_connection(
+    ask: Callable[[str], bytes], client: Client, numbers: Callable[[], set[str]]
+) -> None:
+    """After a failover its name stands for another server, which only a new connection finds."""
+    ask("a")
+    before, asked = numbers(), list[str]()
+
+    def refused_once() -> bytes:
+        asked.append("")
+        if len(asked) == 1:
+            raise redis.exceptions.ReadOnlyError("You can't write against a read only replica.")
+        return ask("b")
+
+    assert client.patiently(refused_once) == b"b"
+    wait_until(lambda: not before & numbers(), description="the old connection is closed")

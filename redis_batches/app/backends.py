@@ -7,13 +7,13 @@ from typing import Any
 from celery.backends.base import Backend
 from celery.backends.redis import RedisBackend
 
-#: The attribute of a backend that knows batch tasks.
+#: The attribute of what this package has changed, such as a backend that knows batch tasks.
 WATCHED = "_redis_batches_watched"
 
 
-def is_watched(backend: Any) -> bool:
-    """Whether a backend instance knows batch tasks; see `redis_batches.runs.mark_as`."""
-    return bool(getattr(backend, WATCHED, False))
+def is_watched(changed: Any) -> bool:
+    """Whether this package has changed a backend instance, or a function, already."""
+    return bool(getattr(changed, WATCHED, False))
 
 
 def listens_late(backend: Any) -> bool:

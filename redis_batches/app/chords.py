@@ -23,6 +23,7 @@ from celery._state import get_current_task
 from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 
+from redis_batches.app.backends import WATCHED, is_watched
 from redis_batches.driver.server_errors import is_refusal
 
 logger = get_logger(__name__)
@@ -31,8 +32,6 @@ logger = get_logger(__name__)
 PATIENCE = 30.0
 #: Seconds between two tries.
 PAUSE = 0.2
-#: The attribute of what publishes bodies patiently.
-_WATCHED = "_redis_batches_watched"
 #: The task that sends the body with a result backend that does not count parts.
 _UNLOCK = "celery.chord_unlock"
 
@@ -91,7 +90,7 @@ def _counted(backend: Any, original: Callable[..., Any]) -> Callable[..., Any]:
 def _watch_publishing(amqp: Any) -> None:
     """Lets a body that waits in the broker, as any other task's call, be published patiently."""
     publish = amqp.send_task_message
-    if hasattr(publish, _WATCHED):
+    if is_watched(publish):
         return
 
     @wraps(publish)
@@ -101,7 +100,7 @@ def _watch_publishing(amqp: Any) -> None:
             return publish(producer, *args, **kwargs)
         return _again(producer.connection, publish)(producer, *args, **kwargs)
 
-    setattr(send_task_message, _WATCHED, True)
+    setattr(send_task_message, WATCHED, True)
     amqp.send_task_message = send_task_message
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from redis_batches.buffer.store import Store
 from redis_batches.core.errors import PutBackTooOften
@@ -39,13 +38,9 @@ def drop_settled(
 
 def drop_stored(reporter: Reporter, requests: Sequence[SimpleRequest]) -> None:
     """Takes out those of some requests whose final state is stored already."""
-    if not requests:
-        return
-    task, writer = reporter.task, reporter.writer
-    settled = writer.patiently(partial(earlier.settled, task, requests))
-    for request, meta in settled:
-        writer.patiently(partial(earlier.report_rest, task, request, meta))
-    reporter.batch.leave_out([request for request, _ in settled])
+    if requests:
+        stored = earlier.complete(reporter.task, requests, reporter.writer)
+        reporter.batch.leave_out(stored)
 
 
 def _give_up(reporter: Reporter, store: Store, unrunnable: Unrunnable) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from celery import states
@@ -14,7 +15,18 @@ from redis_batches.core.batch_task import BatchTask
 from redis_batches.runs.canvas import with_what_hangs_on_it
 from redis_batches.runs.report import is_ignored
 from redis_batches.runs.request import SimpleRequest
+from redis_batches.runs.state_writer import StateWriter
 from redis_batches.runs.states import CHUNK, states_of
+
+
+def complete(
+    task: BatchTask, requests: Sequence[SimpleRequest], writer: StateWriter
+) -> list[SimpleRequest]:
+    """Reports to what hangs on calls whose final state is stored already; returns those calls."""
+    found = writer.patiently(partial(settled, task, requests))
+    for request, meta in found:
+        writer.patiently(partial(report_rest, task, request, meta))
+    return [request for request, _ in found]
 
 
 def settled(

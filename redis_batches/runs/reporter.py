@@ -306,10 +306,8 @@ class Reporter:
 
     def _write_failure_instead(self, request: SimpleRequest, exc: Exception) -> bool:
         """Writes a failure, unless what could not be written was stored all the same."""
-        settled = self.writer.patiently(partial(earlier.settled, self.task, [request]))
-        for _, meta in settled:
-            self.writer.patiently(partial(earlier.report_rest, self.task, request, meta))
-        return bool(settled) or self._write_failure(request, exc)
+        stored = earlier.complete(self.task, [request], self.writer)
+        return bool(stored) or self._write_failure(request, exc)
 
     def _write_failure(self, request: SimpleRequest, exc: Exception) -> bool:
         return self.writer.write(partial(report.failure, self.task, request, exc))

@@ -16,9 +16,7 @@ from celery.exceptions import Retry
 from kombu.exceptions import OperationalError
 
 from redis_batches import LeaseLost, SimpleRequest, batched_task
-from redis_batches.buffer.lease import Lease
 from redis_batches.core.requests import Attempts, Claimed
-from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.driver.guest import GuestScript
 from redis_batches.runs import earlier, report
 from redis_batches.runs.decide import Ending
@@ -28,6 +26,7 @@ from redis_batches.runs.state_writer import StateWriter
 from redis_batches.runs.states import REFUSAL, Guard, can_gather
 from redis_batches.testing.server import EmbeddedServer
 from redis_batches.wire.envelope import Envelope
+from tests.support.held import Held
 from tests.support.proxy import LossyProxy
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
@@ -274,28 +273,6 @@ def test_large_results_go_out_in_parts(stored: Stored, monkeypatch: pytest.Monke
 
     assert stored.calls_of("evalsha", "setex") == [3, 6]
     assert reporter.batch.undecided == []
-
-
-class Held(Lease):
-    """A lease that nobody takes away."""
-
-    def __init__(self) -> None:
-        nothing: Any = None
-        super().__init__(
-            nothing,
-            nothing,
-            task="task",
-            trigger=Trigger(1, 0),
-            token="token",
-            fence=1,
-            bells=Bells("group", "", 0, 0),
-            requests=(),
-            confirmed=monotonic(),
-        )
-
-    def extend(self, through: Any = None) -> bool:
-        """Says that it is kept."""
-        return True
 
 
 def held(task: Any, requests: list[SimpleRequest]) -> Reporter:

@@ -5,7 +5,6 @@ Results are in memory, where Celery's own backend stores them one by one.
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -13,44 +12,16 @@ from celery import Celery, states
 from celery.exceptions import Ignore, Reject, Retry
 
 from redis_batches import LeaseLost, SimpleRequest, batched_task
-from redis_batches.buffer.lease import Lease
 from redis_batches.core.errors import StoreError
 from redis_batches.core.outcomes import Outcome, Verb
 from redis_batches.core.requests import Attempts, Claimed
-from redis_batches.core.triggers import Bells, Trigger
 from redis_batches.runs.batch import Fate
 from redis_batches.runs.decide import End, ending_of
 from redis_batches.runs.report_all import report_all
 from redis_batches.runs.reporter import Reporter
 from redis_batches.runs.running import call, running
 from redis_batches.wire.envelope import CorruptEnvelope, Envelope, UnknownEnvelope
-
-
-class Held(Lease):
-    """A lease that nobody takes away; it knows what was forgotten."""
-
-    def __init__(self) -> None:
-        nothing: Any = None
-        super().__init__(
-            nothing,
-            nothing,
-            task="task",
-            trigger=Trigger(1, 0),
-            token="token",
-            fence=9,
-            bells=Bells("group", "", 0, 0),
-            requests=(),
-            confirmed=monotonic(),
-        )
-        self.acked: list[str] = []
-        self.fails: Exception | None = None
-
-    def ack(self, ids: Any = (), *, ends: bool = False, **_: Any) -> int:
-        """Notes what is forgotten."""
-        if self.fails is not None:
-            raise self.fails
-        self.acked += ids
-        return len(ids)
+from tests.support.held import Held
 
 
 @pytest.fixture
